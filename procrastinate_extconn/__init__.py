@@ -1,0 +1,68 @@
+"""Defer a Procrastinate job on the connection that you already hold, inside your own transaction."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import (
+    ExternalConnectionError,
+    OutsideTransaction,
+    SyncAsyncMismatch,
+    UnsupportedConnection,
+    UnusableConnection,
+)
+
+if TYPE_CHECKING:
+    from .connector import ExternalConnector
+    from .hookspecs import Description, hookimpl
+    from .options import external
+    from .patching import install, patch, uninstall, unpatch
+    from .plugins import register, unregister
+    from .transaction import describe
+
+__all__ = [
+    "Description",
+    "ExternalConnectionError",
+    "ExternalConnector",
+    "OutsideTransaction",
+    "SyncAsyncMismatch",
+    "UnsupportedConnection",
+    "UnusableConnection",
+    "describe",
+    "external",
+    "hookimpl",
+    "install",
+    "patch",
+    "register",
+    "uninstall",
+    "unpatch",
+    "unregister",
+]
+
+_HOMES = {
+    "Description": "hookspecs",
+    "ExternalConnector": "connector",
+    "describe": "transaction",
+    "external": "options",
+    "hookimpl": "hookspecs",
+    "install": "patching",
+    "patch": "patching",
+    "register": "plugins",
+    "uninstall": "patching",
+    "unpatch": "patching",
+    "unregister": "plugins",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use: pluggy alone would double the cost of importing this package."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

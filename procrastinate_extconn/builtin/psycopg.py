@@ -1,0 +1,136 @@
+"""psycopg 3: `psycopg.Connection` and `psycopg.AsyncConnection`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..drivers import Classes, Refusal, numeric
+from ..exceptions import UnusableConnection
+from ..hookspecs import Description, Rows, State, Value, hookimpl
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+    from psycopg.adapt import AdaptersMap
+
+_IS_ASYNC = Classes[bool](
+    {
+        "psycopg.Connection": False,
+        "psycopg.AsyncConnection": True,
+        "psycopg_pool.ConnectionPool": Refusal("with pool.connection() as conn: ..."),
+        "psycopg_pool.AsyncConnectionPool": Refusal("async with pool.connection() as conn: ..."),
+        "psycopg.Cursor": Refusal("cursor.connection"),
+        "psycopg.AsyncCursor": Refusal("cursor.connection"),
+    }
+)
+_IS_RAW = Classes[bool]({"psycopg.RawCursor": True, "psycopg.AsyncRawCursor": True})
+# libpq's PQtransactionStatus: idle is 0, active is 1.
+_STATES: Mapping[int, State] = {2: "in_transaction", 3: "failed", 4: "closed"}
+
+
+@hookimpl
+def describe_external(conn: Any) -> Description | None:
+    is_async = _IS_ASYNC.find(conn)
+    if is_async is None:
+        return None
+    return Description("psycopg", "psycopg", is_async, _state(conn))
+
+
+def _state(conn: Any) -> State:
+    if conn.closed:
+        return "closed"
+    status = conn.pgconn.transaction_status
+    if status == 0:
+        return "autocommit" if conn.autocommit else "idle"
+    # Active in a pipeline: the statements before this one are on their way, and so may a BEGIN be.
+    return _STATES.get(status) or ("unknown" if conn.autocommit else "in_transaction")
+
+
+@hookimpl
+def execute_on_external(
+    conn: Any, query: str, args: Mapping[str, Value]
+) -> Rows | Awaitable[Rows] | None:
+    is_async = _IS_ASYNC.find(conn)
+    if is_async is None:
+        return None
+    _refuse_savepoint_in_pipeline(conn, query)
+    return _execute_async(conn, query, args) if is_async else _execute(conn, query, args)
+
+
+def _execute(conn: Connection[Any], query: str, args: Mapping[str, Value]) -> Rows:
+    with conn.cursor(row_factory=_tuple_row) as cursor:
+        cursor.execute(*_statement(cursor, query, args))
+        if conn.pgconn.pipeline_status and _has_rows(query):
+            cursor.fetchall()  # Until then, the result has not arrived.
+        return _rows(cursor)
+
+
+async def _execute_async(
+    conn: AsyncConnection[Any], query: str, args: Mapping[str, Value]
+) -> Rows:
+    async with conn.cursor(row_factory=_tuple_row) as cursor:
+        await cursor.execute(*_statement(cursor, query, args))
+        if conn.pgconn.pipeline_status and _has_rows(query):
+            await cursor.fetchall()
+        return _rows(cursor)
+
+
+def _tuple_row(cursor: Any) -> Any:
+    return tuple
+
+
+def _statement(
+    cursor: Cursor[Any] | AsyncCursor[Any], query: str, args: Mapping[str, Value]
+) -> tuple[Any, Any]:
+    if _IS_RAW.find(cursor):
+        query, names = numeric(query)
+        return query, [args[name] for name in names]
+    return query, args
+
+
+def _has_rows(query: str) -> bool:
+    return query.lstrip()[:6].upper() in ("SELECT", "WITH S")
+
+
+def _refuse_savepoint_in_pipeline(conn: Any, query: str) -> None:
+    if query.startswith("SAVEPOINT") and conn.pgconn.pipeline_status:
+        raise UnusableConnection(
+            "this psycopg connection is in pipeline mode, where PostgreSQL skips a ROLLBACK TO SAVEPOINT after an "
+            "error: leave the pipeline first, or do without savepoint and on_conflict"
+        )
+
+
+# Rows are loaded by psycopg's own loaders: a person's loaders may make anything of a bigint or a jsonb.
+
+
+class _Context(NamedTuple):
+    adapters: AdaptersMap
+    connection: Any
+
+
+@functools.cache
+def _adapters() -> AdaptersMap:
+    from psycopg import postgres
+    from psycopg.adapt import AdaptersMap
+    from psycopg.types.string import TextLoader
+
+    adapters = AdaptersMap(postgres.adapters)
+    for type_name in ("json", "jsonb"):
+        adapters.register_loader(type_name, TextLoader)
+    return adapters
+
+
+def _rows(cursor: Cursor[Any] | AsyncCursor[Any]) -> Rows:
+    from psycopg.adapt import Transformer
+
+    result = cursor.pgresult
+    if result is None or not result.nfields:
+        return []
+    transformer = Transformer(_Context(_adapters(), cursor.connection))
+    transformer.set_pgresult(result)
+    names = [column.name for column in cursor.description or ()]
+    return [
+        dict(zip(names, values, strict=True))
+        for values in transformer.load_rows(0, result.ntuples, tuple)
+    ]

@@ -1,0 +1,145 @@
+"""SQLAlchemy 2: connections and sessions, sync and async, on any PostgreSQL dialect.
+
+Always through the object that was passed: the transaction is SQLAlchemy's to begin, and a dialect may send its BEGIN
+no sooner than the first statement.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..drivers import Classes, Refusal, describe_held, named
+from ..exceptions import UnsupportedConnection
+from ..hookspecs import Description, Rows, State, Value, hookimpl
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine, TextClause
+    from sqlalchemy.orm import Session
+
+_IS_ASYNC = Classes[bool](
+    {
+        "sqlalchemy.engine.Connection": False,
+        "sqlalchemy.orm.Session": False,
+        "sqlalchemy.orm.scoped_session": False,
+        "sqlalchemy.ext.asyncio.AsyncConnection": True,
+        "sqlalchemy.ext.asyncio.AsyncSession": True,
+        "sqlalchemy.ext.asyncio.async_scoped_session": True,
+        "sqlalchemy.engine.Engine": Refusal("with engine.begin() as conn: ..."),
+        "sqlalchemy.orm.sessionmaker": Refusal("with sessionmaker.begin() as session: ..."),
+        "sqlalchemy.ext.asyncio.AsyncEngine": Refusal("async with engine.begin() as conn: ..."),
+        "sqlalchemy.ext.asyncio.async_sessionmaker": Refusal(
+            "async with sessionmaker.begin() as session: ..."
+        ),
+        "sqlalchemy.engine.CursorResult": Refusal("result.connection"),
+    }
+)
+_CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
+_SCOPED = Classes[bool](
+    {"sqlalchemy.orm.scoped_session": True, "sqlalchemy.ext.asyncio.async_scoped_session": True}
+)
+
+
+@hookimpl
+def execute_on_external(
+    conn: Any, query: str, args: Mapping[str, Value]
+) -> Rows | Awaitable[Rows] | None:
+    is_async = _IS_ASYNC.find(conn)
+    if is_async is None:
+        return None
+    if not is_async:
+        return _execute(conn, query, args)
+    return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
+
+
+def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
+    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
+    connection: Connection = target if _CONNECTION.find(target) else target.connection()
+    result = connection.execute(_text(query), dict(args))
+    return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+
+@functools.lru_cache(maxsize=256)
+def _text(query: str) -> TextClause:
+    from sqlalchemy import bindparam, text
+    from sqlalchemy.types import NullType
+
+    names = set(re.findall(r"%\((\w+)\)s", query))
+    escaped = re.sub(r"(?<![:\w]):(?=\w)", r"\:", query)
+    # Without a type, as with the driver alone: the server knows what each parameter should be.
+    return text(named(escaped)).bindparams(*(bindparam(name, type_=NullType()) for name in names))
+
+
+@hookimpl
+def describe_external(conn: Any) -> Description | None:
+    is_async = _IS_ASYNC.find(conn)
+    if is_async is None:
+        return None
+    target = _current(conn)
+    if is_async:
+        target = getattr(target, "sync_session", None) or target.sync_connection
+        if target is None:  # an AsyncConnection that was not started
+            return Description(conn.dialect.driver, "sqlalchemy", is_async, "closed")
+    bind = target if _CONNECTION.find(target) else _bind(target)
+    dialect = bind.dialect
+    if dialect.name != "postgresql":
+        raise UnsupportedConnection(
+            f"procrastinate-extconn does not support external connections to {dialect.name}: this SQLAlchemy "
+            f"{type(conn).__name__} is not bound to PostgreSQL. Use one that is bound to the database where "
+            "Procrastinate's schema is."
+        )
+    return Description(dialect.driver, "sqlalchemy", is_async, _state(target, bind))
+
+
+def _current(conn: Any) -> Any:
+    return conn() if _SCOPED.find(conn) else conn
+
+
+def _bind(session: Session) -> Engine | Connection:
+    from sqlalchemy.exc import UnboundExecutionError
+
+    try:
+        return session.get_bind()
+    except UnboundExecutionError:
+        pass
+    raise UnsupportedConnection(
+        f"procrastinate-extconn does not support external connections of type {type(session).__name__} without a "
+        "bind of its own: pass `session.connection(bind_arguments={...})`, for the mapper whose rows go with the job"
+    )
+
+
+def _state(target: Any, bind: Engine | Connection) -> State:
+    if _CONNECTION.find(target):
+        if target.closed:
+            return "closed"
+        return "failed" if target.invalidated else _connection_state(target)
+    if target.in_transaction() and not target.is_active:
+        return "failed"
+    connection = _held_by(target, bind)
+    if connection is not None:
+        return _connection_state(connection)
+    return "autocommit" if _opens_in_autocommit(bind) else "idle"
+
+
+def _held_by(session: Session, bind: Engine | Connection) -> Connection | None:
+    """The connection that *session* has checked out for *bind*. Asking the session would check one out."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    held = getattr(transaction, "_connections", {}).get(bind)
+    return held[0] if held else None
+
+
+def _connection_state(connection: Connection) -> State:
+    held = connection.connection
+    raw = describe_held(held.driver_connection)
+    if raw is not None and raw.state in ("in_transaction", "failed", "closed"):
+        return raw.state
+    if getattr(held.dbapi_connection, "autocommit", False):
+        return "autocommit"
+    return "in_transaction" if connection.in_transaction() else "idle"
+
+
+def _opens_in_autocommit(bind: Engine | Connection) -> bool:
+    level = bind.get_execution_options().get("isolation_level")
+    return (level or getattr(bind.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"

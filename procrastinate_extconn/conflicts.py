@@ -1,0 +1,117 @@
+"""A failed statement leaves the caller's transaction usable, and a taken queueing lock can be no failure at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+from procrastinate.exceptions import ConnectorException, UniqueViolation
+from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
+
+from . import wire
+from .hookspecs import Rows, State
+from .options import OnConflict
+
+Send: TypeAlias = "Callable[[str, dict[str, Any]], Awaitable[Rows]]"
+
+_ATTEMPTS = 10
+"""How often to insert again where the job that held the lock has gone meanwhile."""
+
+_WAITING = (
+    "SELECT id, queueing_lock FROM procrastinate_jobs "
+    "WHERE status = 'todo' AND queueing_lock = ANY(%(locks)s::text[]) FOR SHARE"
+)
+
+
+async def execute(
+    send: Send, query: str, arguments: dict[str, Any], on_conflict: OnConflict, state: State
+) -> Rows:
+    """Run one query inside a savepoint.
+
+    :param send: runs a statement on the connection.
+    :param state: the connection's state before it; outside a transaction there is no savepoint.
+    """
+    parameter = wire.job_parameter(query)
+    if on_conflict == "existing" and parameter in arguments:
+        return await _defer_or_find(send, query, arguments, str(parameter), state)
+    async with _savepoint(send, state):
+        return await send(query, arguments)
+
+
+@contextlib.asynccontextmanager
+async def _savepoint(send: Send, state: State) -> AsyncIterator[None]:
+    if state != "autocommit":
+        try:
+            await send("SAVEPOINT procrastinate_extconn", {})
+        except ConnectorException:
+            if state != "unknown":
+                raise
+            # Nobody could say, and the server has: there is no transaction, so none can be harmed.
+            state = "autocommit"
+    try:
+        yield
+    except Exception:  # json_dumps may raise anything
+        if state != "autocommit":
+            # Where the connection is lost, that is what the caller should hear of, not of the savepoint.
+            with contextlib.suppress(ConnectorException):
+                await send("ROLLBACK TO SAVEPOINT procrastinate_extconn", {})
+                await send("RELEASE SAVEPOINT procrastinate_extconn", {})
+        raise
+    if state != "autocommit":
+        await send("RELEASE SAVEPOINT procrastinate_extconn", {})
+
+
+async def _defer_or_find(
+    send: Send, query: str, arguments: dict[str, Any], parameter: str, state: State
+) -> Rows:
+    jobs = arguments[parameter]
+    waiting: dict[str, int] = {}
+    for _ in range(_ATTEMPTS):
+        new: dict[object, Any] = {}
+        for index, job in enumerate(jobs):
+            lock = job.queueing_lock
+            if lock not in waiting:
+                new.setdefault(index if lock is None else lock, job)
+        try:
+            rows = await _insert(send, query, arguments, parameter, list(new.values()), state)
+        except UniqueViolation as exc:
+            if exc.constraint_name != QUEUEING_LOCK_CONSTRAINT:
+                raise
+            conflict = exc
+        else:
+            ids = {**waiting, **dict(zip(new, (row["id"] for row in rows), strict=True))}
+            return [
+                {"id": ids[index if job.queueing_lock is None else job.queueing_lock]}
+                for index, job in enumerate(jobs)
+            ]
+        found = await _lock_waiting(send, [lock for lock in new if isinstance(lock, str)], state)
+        if not found and await _snapshot_is_old(send):
+            raise conflict
+        waiting |= found
+    raise conflict
+
+
+async def _insert(
+    send: Send, query: str, arguments: dict[str, Any], parameter: str, jobs: list[Any], state: State
+) -> Rows:
+    if not jobs:
+        return []
+    async with _savepoint(send, state):
+        return await send(query, {**arguments, parameter: jobs})
+
+
+async def _lock_waiting(send: Send, locks: list[str], state: State) -> dict[str, int]:
+    """The jobs that wait under *locks*, locked until the caller's transaction ends.
+
+    Outside the savepoint of the insert: rolling back to that one would give the row locks up again.
+    """
+    async with _savepoint(send, state):
+        rows = await send(_WAITING, {"locks": locks})
+    return {row["queueing_lock"]: row["id"] for row in rows}
+
+
+async def _snapshot_is_old(send: Send) -> bool:
+    """Whether this transaction would never see the job that is in the way, however often it looks."""
+    rows = await send("SELECT current_setting('transaction_isolation') AS isolation", {})
+    return rows[0]["isolation"] in ("repeatable read", "serializable")

@@ -1,0 +1,260 @@
+"""Procrastinate's connectors learn to run a query on a connection that somebody else holds.
+
+The wrappers go onto the classes, once; whether the layer is on is looked up at each call, for the process (`install`)
+or for one connector (`patch`). So a person's own override stays, and its ``super()`` reaches the layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from procrastinate.connector import BaseConnector
+from procrastinate.testing import InMemoryConnector
+
+from . import ambient, transaction
+from .connector import ExternalConnector
+from .options import OutsideMode, check_mode
+
+T = TypeVar("T")
+
+METHODS = (
+    "execute_query",
+    "execute_query_one",
+    "execute_query_all",
+    "execute_query_async",
+    "execute_query_one_async",
+    "execute_query_all_async",
+)
+WITH_CONNECTION = {
+    "execute_query_one_with_connection": "execute_query_one",
+    "execute_query_all_with_connection": "execute_query_all",
+    "execute_query_one_async_with_connection": "execute_query_one_async",
+    "execute_query_all_async_with_connection": "execute_query_all_async",
+}
+"""What takes a connection by position -> the method of `ExternalConnector` that does it. 3.8 and 3.9 have two."""
+
+_lock = threading.RLock()
+_installed = False
+_patched: WeakKeyDictionary[BaseConnector, OutsideMode | None] = WeakKeyDictionary()
+_replaced: dict[tuple[type, str], tuple[Any, Any]] = {}
+"""(class, name) -> (what stood there, what we put there)."""
+
+
+def install(*, outside_transaction: OutsideMode | None = None) -> None:
+    """Let every connector of Procrastinate's take any connection, those that are imported later included.
+
+    May be called twice, and from any thread. `InMemoryConnector` stays in memory.
+
+    :param outside_transaction: what to do when a job is deferred on a connection that would commit it by itself:
+        ``"allow"``, ``"warn"`` (the default) or ``"error"``. None leaves the mode as it is.
+    :raises ValueError: for another mode.
+    """
+    global _installed
+    check_mode(outside_transaction)
+    with _lock:
+        if outside_transaction is not None:
+            transaction.set_default_mode(outside_transaction)
+        _wrap_classes()
+        _installed = True
+
+
+def uninstall() -> None:
+    """Undo `install`, attribute for attribute.
+
+    An attribute that somebody has wrapped since stays as it is, with a warning; our part of it does nothing more.
+    Apps that were patched one by one stay patched.
+    """
+    global _installed
+    with _lock:
+        _installed = False
+        transaction.set_default_mode("warn")
+        if not _patched:
+            _unwrap_classes()
+
+
+def patch(app_or_connector: T, *, outside_transaction: OutsideMode | None = None) -> T:
+    """Let the connector of one app take any connection.
+
+    The connector that the app has now, and what its ``get_sync_connector()`` hands out. An app whose connector is
+    replaced later is patched again by another call.
+
+    :param app_or_connector: a `procrastinate.App` or a connector.
+    :param outside_transaction: as in `install`, for this connector alone; None leaves it to `install`.
+    :returns: *app_or_connector*.
+    :raises TypeError: if it is neither.
+    :raises ValueError: for another mode.
+    """
+    connector = _connector_of(app_or_connector)
+    check_mode(outside_transaction)
+    if isinstance(connector, (InMemoryConnector, ExternalConnector)):
+        return app_or_connector
+    with _lock:
+        _wrap_classes()
+        if outside_transaction is not None or connector not in _patched:
+            _patched[connector] = outside_transaction
+        if "get_sync_connector" not in vars(connector):
+            vars(connector)["get_sync_connector"] = _SyncConnectorOf(connector)
+    return app_or_connector
+
+
+def unpatch(app_or_connector: T) -> T:
+    """Undo `patch`.
+
+    :returns: *app_or_connector*.
+    :raises TypeError: if it is neither an app nor a connector.
+    """
+    connector = _connector_of(app_or_connector)
+    with _lock:
+        handed_out = vars(connector).get("get_sync_connector")
+        if isinstance(handed_out, _SyncConnectorOf):
+            del vars(connector)["get_sync_connector"]
+            for other in handed_out.connectors:
+                _patched.pop(other, None)
+        _patched.pop(connector, None)
+        if not _patched and not _installed:
+            _unwrap_classes()
+    return app_or_connector
+
+
+def is_active(connector: object = None) -> bool:
+    """Whether the layer is on for *connector*, or for any at all."""
+    if connector is None:
+        return _installed or bool(_patched)
+    return (_installed or connector in _patched) and not isinstance(connector, InMemoryConnector)
+
+
+class _SyncConnectorOf:
+    """Stands in for ``connector.get_sync_connector`` and patches what that hands out."""
+
+    def __init__(self, connector: BaseConnector) -> None:
+        self._get = connector.get_sync_connector
+        self._connector = connector
+        self.connectors: list[BaseConnector] = []
+
+    def __call__(self) -> BaseConnector:
+        handed_out = self._get()
+        if handed_out is not self._connector and handed_out not in _patched:
+            with _lock:
+                _patched[handed_out] = _patched.get(self._connector)
+            self.connectors.append(handed_out)
+        return handed_out
+
+
+def _connector_of(app_or_connector: object) -> BaseConnector:
+    found = (
+        app_or_connector
+        if isinstance(app_or_connector, BaseConnector)
+        else getattr(app_or_connector, "connector", None)
+    )
+    if not isinstance(found, BaseConnector):
+        raise TypeError(f"expected a procrastinate.App or a connector, got {type(app_or_connector).__name__}")
+    return found
+
+
+# -- the classes ----------------------------------------------------------------------------------------------------
+
+
+def _wrap_classes() -> None:
+    for cls in _connector_classes(BaseConnector):
+        _wrap_class(cls)
+    if (BaseConnector, "__init_subclass__") not in _replaced:
+        _replace(BaseConnector, "__init_subclass__", classmethod(_wrap_subclass))
+
+
+def _wrap_subclass(cls: type[BaseConnector], **kwargs: Any) -> None:
+    super(BaseConnector, cls).__init_subclass__(**kwargs)
+    with _lock:
+        if _is_procrastinates(cls):
+            _wrap_class(cls)
+
+
+def _connector_classes(cls: type[BaseConnector]) -> Iterator[type[BaseConnector]]:
+    if _is_procrastinates(cls):
+        yield cls
+    for subclass in cls.__subclasses__():
+        yield from _connector_classes(subclass)
+
+
+def _is_procrastinates(cls: type[BaseConnector]) -> bool:
+    return cls.__module__.partition(".")[0] == "procrastinate" and cls is not InMemoryConnector
+
+
+def _wrap_class(cls: type[BaseConnector]) -> None:
+    for name in (*METHODS, *WITH_CONNECTION):
+        if name in vars(cls) and (cls, name) not in _replaced:
+            _replace(cls, name, _wrapper(vars(cls)[name], name))
+
+
+def _replace(cls: type, name: str, new: Any) -> None:
+    _replaced[cls, name] = vars(cls).get(name), new
+    setattr(cls, name, new)
+
+
+def _unwrap_classes() -> None:
+    for (cls, name), (old, new) in list(_replaced.items()):
+        if vars(cls).get(name) is not new:
+            warnings.warn(
+                f"{cls.__name__}.{name} has been wrapped by somebody else since install(): it stays as it is",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            continue
+        if old is None:
+            delattr(cls, name)
+        else:
+            setattr(cls, name, old)
+        del _replaced[cls, name]
+
+
+def _wrapper(original: Callable[..., Any], name: str) -> Callable[..., Any]:
+    wrap = _wrap_with_connection if name in WITH_CONNECTION else _wrap_query
+    wrapped = wrap(original, WITH_CONNECTION.get(name, name))
+    if not inspect.iscoroutinefunction(original):
+        return wrapped
+
+    @functools.wraps(original)
+    async def wrapped_async(*args: Any, **kwargs: Any) -> Any:
+        return await wrapped(*args, **kwargs)
+
+    return wrapped_async
+
+
+def _wrap_query(original: Callable[..., Any], method: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def execute(self: BaseConnector, query: str, *, connection: Any = None, **arguments: Any) -> Any:
+        if is_active(self):
+            if connection is None:
+                connection = ambient.connection(query)
+            if connection is not None:
+                return getattr(_external(self, connection), method)(query, **arguments)
+        elif connection is not None:
+            arguments["connection"] = connection
+        return original(self, query, **arguments)
+
+    return execute
+
+
+def _wrap_with_connection(original: Callable[..., Any], method: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def execute(self: BaseConnector, connection: Any, query: str, **arguments: Any) -> Any:
+        if is_active(self):
+            return getattr(_external(self, connection), method)(query, **arguments)
+        return original(self, connection, query, **arguments)
+
+    return execute
+
+
+def _external(connector: BaseConnector, connection: object) -> ExternalConnector:
+    return ExternalConnector(
+        connection,
+        # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.
+        json_dumps=getattr(connector, "_json_dumps", None) or connector.json_dumps,
+        json_loads=getattr(connector, "_json_loads", None) or connector.json_loads,
+        outside_transaction=_patched.get(connector) if _patched else None,
+    )

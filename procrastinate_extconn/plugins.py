@@ -1,0 +1,261 @@
+"""The plugins: found, asked in order, and remembered by the class of connection that they took.
+
+The newest plugin is asked first: what was registered at run time, then the entry points, then the built-ins, and the
+fallback always last.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pluggy
+
+from . import fallback, hookspecs
+from .exceptions import PluginWarning
+from .hookspecs import PROJECT_NAME, Description, Value
+
+logger = logging.getLogger("procrastinate_extconn")
+
+BUILT_IN = ("psycopg", "sqlalchemy")
+_FALLBACK = "fallback"
+_REMEMBERED = 512
+
+
+class Failure(NamedTuple):
+    """A plugin that could not be loaded."""
+
+    name: str
+    distribution: str | None
+    reason: str
+
+
+class Plugins:
+    """The plugin manager. Made at the first use, by `plugins`."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(PROJECT_NAME)
+        self._manager.add_hookspecs(hookspecs)
+        self._callers: dict[tuple[str, type, type], tuple[str, Callable[..., Any]]] = {}
+        self._warned: set[tuple[str, str]] = set()
+        self.distributions: dict[str, importlib.metadata.Distribution] = {}
+        self.failures: list[Failure] = []
+        for name in BUILT_IN:
+            self.register(importlib.import_module(f"procrastinate_extconn.builtin.{name}"), name)
+        for entry_point in importlib.metadata.entry_points(group=PROJECT_NAME):
+            self._load(entry_point)
+
+    def _load(self, entry_point: importlib.metadata.EntryPoint) -> None:
+        distribution = entry_point.dist
+        name = entry_point.name
+        if self._manager.has_plugin(name):
+            name = f"{distribution.name if distribution else entry_point.module}:{name}"
+        try:
+            self.register(entry_point.load(), name)
+        except Exception as exc:  # whatever it is, it takes nothing else down
+            reason = f"{type(exc).__name__}: {exc}"
+            self.failures.append(
+                Failure(name, distribution.name if distribution else None, reason)
+            )
+        else:
+            if distribution:
+                self.distributions[name] = distribution
+
+    def warn_of_failures(self) -> None:
+        """Warn of each plugin that could not be loaded."""
+        for failure in self.failures:
+            warnings.warn(
+                f"procrastinate-extconn plugin {failure.name!r} of {failure.distribution} was left out: "
+                f"{failure.reason}",
+                PluginWarning,
+                stacklevel=3,
+            )
+
+    def register(self, plugin: object, name: str | None = None) -> str:
+        """Ask *plugin* before all others from now on.
+
+        :raises pluggy.PluginValidationError: for a hook that does not exist, a wrong argument, an ``async def``.
+        :raises ValueError: if it, or another one of that name, is registered already.
+        """
+        registered = self._manager.register(plugin, name or _default_name(plugin))
+        if registered is None:
+            raise ValueError(f"plugin {name!r} is blocked")
+        try:
+            self._validate(plugin, registered)
+        except BaseException:
+            self._manager.unregister(plugin)
+            raise
+        # Among plugins that want to be asked last, pluggy asks the newest last.
+        if self._manager.has_plugin(_FALLBACK):
+            self._manager.unregister(name=_FALLBACK)
+        self._manager.register(fallback.Fallback(self.names), _FALLBACK)
+        self._callers = {}
+        return registered
+
+    def _validate(self, plugin: object, name: str) -> None:
+        self._manager.check_pending()
+        callers = self._manager.get_hookcallers(plugin)
+        if not callers:
+            raise pluggy.PluginValidationError(
+                plugin, f"plugin {name!r} implements no hook: is @hookimpl missing?"
+            )
+        for caller in callers:
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is plugin and inspect.iscoroutinefunction(
+                    implementation.function
+                ):
+                    raise pluggy.PluginValidationError(
+                        plugin,
+                        f"plugin {name!r}: hook {caller.name!r} is an async def, which would claim every "
+                        "connection; make it a def that returns the awaitable of an inner coroutine",
+                    )
+
+    def unregister(self, plugin: object) -> None:
+        """Ask *plugin* no more.
+
+        :raises ValueError: if it is not registered.
+        """
+        name = self._manager.get_name(plugin)
+        if name is None or name == _FALLBACK:
+            raise ValueError(f"{type(plugin).__name__} object is not a registered plugin")
+        self._manager.unregister(plugin)
+        self.distributions.pop(name, None)
+        self._callers = {}
+
+    def names(self, hook: str = "execute_on_external") -> list[str]:
+        """The names of the plugins that implement *hook*, in the order in which they are asked."""
+        implementations = reversed(getattr(self._manager.hook, hook).get_hookimpls())
+        return [one.plugin_name for one in implementations if one.plugin_name != _FALLBACK]
+
+    # -- asking -------------------------------------------------------------------------------------------------
+
+    def execute(self, conn: object, query: str, args: Mapping[str, Value]) -> Any:
+        """What the first plugin that takes *conn* returns for the query."""
+        return self._ask("execute_on_external", conn, conn=conn, query=query, args=args)
+
+    def describe(self, conn: object) -> Description | None:
+        """What the first plugin that knows *conn* says of it; None if no plugin that describes knows it."""
+        description: Description | None = self._ask("describe_external", conn, conn=conn)
+        return description
+
+    def connect(self, pool: object) -> Any:
+        """A context manager from the first plugin that takes *pool*, or None."""
+        return self._ask("connect_external", pool, pool=pool)
+
+    def taker(self, conn: object) -> str | None:
+        """The name of the plugin that has taken this class of connection before."""
+        found = self._callers.get(("execute_on_external", type(conn), conn.__class__))
+        return found[0] if found else None
+
+    def _ask(self, hook: str, subject: object, /, **kwargs: object) -> Any:
+        key = hook, type(subject), subject.__class__
+        remembered = self._callers.get(key)
+        if remembered is not None:
+            result = remembered[1](**kwargs)
+            if result is not None:
+                return result
+        return self._ask_everyone(key, kwargs)
+
+    def _ask_everyone(self, key: tuple[str, type, type], kwargs: dict[str, object]) -> Any:
+        """Ask one plugin after the other, inside everyone's wrappers, and remember who took it."""
+        hook = key[0]
+        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
+        askable = [
+            implementation
+            for implementation in reversed(caller.get_hookimpls())
+            if not (implementation.wrapper or implementation.hookwrapper)
+        ]
+        wrapping = {
+            implementation.plugin
+            for implementation in caller.get_hookimpls()
+            if implementation.wrapper or implementation.hookwrapper
+        }
+        plain = [one.plugin for one in askable if one.plugin not in wrapping]
+        taker: list[Any] = []
+
+        def ask() -> Any:
+            for implementation in askable:
+                values = [kwargs[name] for name in implementation.argnames]
+                result = implementation.function(*values)
+                if result is not None:
+                    taker.append(implementation)
+                    return result
+            return None
+
+        wrappers = self._manager.subset_hook_caller(hook, remove_plugins=plain)
+        result = wrappers.call_extra([ask], kwargs)
+        if taker:
+            name = taker[0].plugin_name
+            others = [plugin for plugin in plain if plugin is not taker[0].plugin]
+            if len(self._callers) >= _REMEMBERED:
+                self._callers = {}
+            self._callers[key] = name, self._manager.subset_hook_caller(hook, others)
+            logger.debug(
+                "Plugin %s takes %s (%s)",
+                name,
+                fallback.type_name(key[2]),
+                hook,
+                extra={
+                    "action": "plugin_takes_connection",
+                    "plugin": name,
+                    "hook": hook,
+                    "connection_type": fallback.type_name(key[2]),
+                },
+            )
+        return result
+
+    def first_time(self, subject: str, name: str) -> bool:
+        """Whether *subject* comes up for the plugin *name* for the first time, so that it is warned about once."""
+        first = (subject, name) not in self._warned
+        self._warned.add((subject, name))
+        return first
+
+
+def _default_name(plugin: object) -> str:
+    name = getattr(plugin, "__name__", None)
+    return name if isinstance(name, str) else f"{type(plugin).__qualname__}-{id(plugin):x}"
+
+
+_plugins: Plugins | None = None
+_publishing = threading.Lock()
+
+
+def plugins() -> Plugins:
+    """The plugins, loaded at the first call.
+
+    They are imported outside any lock of ours: an import may wait for another thread, which may wait for us.
+    """
+    global _plugins
+    if _plugins is None:
+        loaded = Plugins()
+        with _publishing:
+            if _plugins is None:
+                _plugins = loaded
+        if _plugins is loaded:
+            loaded.warn_of_failures()
+    return _plugins
+
+
+def register(plugin: object, name: str | None = None) -> str:
+    """Use *plugin*, a module or any object with our hooks, without packaging it. It is asked before all others.
+
+    :param name: what errors call it; its ``__name__`` if it has one.
+    :returns: the name.
+    :raises pluggy.PluginValidationError: for a hook that does not exist, a wrong argument, or an ``async def``.
+    :raises ValueError: if it, or another one of that name, is registered already.
+    """
+    return plugins().register(plugin, name)
+
+
+def unregister(plugin: object) -> None:
+    """Use *plugin* no more.
+
+    :raises ValueError: if it is not registered.
+    """
+    plugins().unregister(plugin)

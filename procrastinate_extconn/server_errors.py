@@ -1,0 +1,159 @@
+"""A driver's error becomes Procrastinate's, with a reason that a person can act on.
+
+What a server says is read by the attribute names that drivers give it, so that no plugin has to translate. Our text
+has the SQLSTATE and the primary message; DETAIL and CONTEXT quote values, so they stay in the driver's own error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from procrastinate.exceptions import ConnectorException, UniqueViolation
+from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
+
+from .exceptions import UnusableConnection
+from .hookspecs import State
+
+_QUOTES = re.compile(r"[\"“„«].*[\"”“»]", re.DOTALL)
+
+_SCHEMA = (
+    "Procrastinate's schema, in the version that this Procrastinate needs, is not on the connection's search_path: "
+    "check `SHOW search_path` and which database this is, and apply the schema or its migrations there."
+)
+_ADVICE = {
+    "25006": (
+        "The transaction is read-only: it was made so, by default_transaction_read_only for instance, or the server "
+        "is a standby. Use a connection to the primary that may write."
+    ),
+    "25P02": "The transaction has failed before this call: roll it back, or roll back to a savepoint, and try again.",
+    "3F000": _SCHEMA,
+    "40001": "Run the whole transaction again.",
+    "40P01": "The transaction was chosen to end a deadlock: run the whole transaction again.",
+    "42501": "The connection's role lacks a privilege on Procrastinate's tables or functions: grant it.",
+    "42704": _SCHEMA,
+    "42883": _SCHEMA,
+    "42P01": _SCHEMA,
+    "53300": "The server has no connection slot left.",
+    "22P02": "The job's arguments are not JSON that PostgreSQL reads: NaN and Infinity are not.",
+    "22P05": "PostgreSQL cannot store this text: a NUL character, or one that the database's encoding lacks.",
+    "22021": "PostgreSQL cannot store this text: a NUL character, or one that the database's encoding lacks.",
+    "54001": "The arguments are nested too deeply for the server's max_stack_depth.",
+    "54000": "The arguments are larger than PostgreSQL can store.",
+}
+_UNUSABLE = frozenset({"25P02", "57P01", "57P02", "57P03"})
+_FATE: dict[State, str] = {
+    "failed": "Your transaction has failed: roll it back (external(conn, savepoint=True) keeps it).",
+    "closed": "The connection is gone, and with it your transaction: open a new one and run it again.",
+}
+
+
+class ServerError(NamedTuple):
+    """What a driver's exception tells of the server's error; None where it does not."""
+
+    cause: BaseException
+    sqlstate: str | None
+    message: str | None
+    constraint: str | None
+    detail: str | None
+
+
+def read(exc: BaseException) -> ServerError:
+    """The server's error in *exc*, or in the driver's error that *exc* wraps."""
+    for error in _wrapped(exc):
+        found = _read_one(error)
+        if found is not None:
+            return found
+    # SQLAlchemy's own text quotes parameters, whatever the driver's error was.
+    return ServerError(getattr(exc, "orig", None) or exc, None, None, _constraint_in_text(exc), None)
+
+
+def _wrapped(exc: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    queue: list[Any] = [exc]
+    while queue:
+        error = queue.pop(0)
+        if isinstance(error, BaseException) and id(error) not in seen:
+            seen.add(id(error))
+            yield error
+            queue += [getattr(error, "orig", None), error.__cause__, *error.args[:1]]
+
+
+def _read_one(error: BaseException) -> ServerError | None:
+    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else None
+    if fields and "C" in fields:  # pg8000: the protocol's one-letter fields
+        return ServerError(error, fields["C"], fields.get("M"), fields.get("n"), fields.get("D"))
+    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if not isinstance(sqlstate, str):
+        return None
+    diag = getattr(error, "diag", None)
+    if diag is not None and diag.message_primary is not None:  # psycopg and psycopg2
+        return ServerError(
+            error, sqlstate, diag.message_primary, diag.constraint_name, diag.message_detail
+        )
+    return ServerError(  # asyncpg
+        error,
+        sqlstate,
+        getattr(error, "message", None),
+        getattr(error, "constraint_name", None) or _constraint_in_text(error),
+        getattr(error, "detail", None) or str(error),
+    )
+
+
+def _constraint_in_text(exc: BaseException) -> str | None:
+    return QUEUEING_LOCK_CONSTRAINT if f'"{QUEUEING_LOCK_CONSTRAINT}"' in str(exc) else None
+
+
+def translate(
+    exc: Exception, *, driver: str, state: State = "unknown", locks: Iterable[str] = ()
+) -> ConnectorException:
+    """Procrastinate's exception for the driver's *exc*, to be raised from its `cause`.
+
+    :param driver: what was asked, for the text.
+    :param state: the connection's state after the error.
+    :param locks: the queueing locks that were sent.
+    """
+    error = read(exc)
+    text = _text(error, driver, state)
+    result: ConnectorException
+    if error.sqlstate == "23505" or error.constraint == QUEUEING_LOCK_CONSTRAINT:
+        lock = _lock(error, list(locks)) if error.constraint == QUEUEING_LOCK_CONSTRAINT else None
+        result = UniqueViolation(text, constraint_name=error.constraint, queueing_lock=lock)
+    elif state == "closed" or error.sqlstate in _UNUSABLE or (error.sqlstate or "")[:2] == "08":
+        result = UnusableConnection(text)
+    else:
+        result = ConnectorException(text)
+    result.__cause__ = error.cause
+    return result
+
+
+def _text(error: ServerError, driver: str, state: State) -> str:
+    if error.sqlstate is None:
+        said = f"{driver} raised {type(error.cause).__name__} (see the cause)."
+        if isinstance(error.cause, UnicodeError):
+            said += " The text cannot be encoded for this database."
+        elif "operation is in progress" in str(error.cause) or "concurrent" in str(error.cause):
+            said += (
+                " The connection is in use by another task or thread: give each a connection of its own, "
+                "or take turns."
+            )
+    else:
+        said = f"{driver}: {_harmless(error)} (SQLSTATE {error.sqlstate})."
+    return " ".join(filter(None, (said, _ADVICE.get(error.sqlstate or ""), _FATE.get(state))))
+
+
+def _harmless(error: ServerError) -> str:
+    # A data exception (class 22) quotes the value in its primary message.
+    message = error.message or type(error.cause).__name__
+    if (error.sqlstate or "").startswith("22"):
+        message = _QUOTES.sub('"…"', message)
+    return message.rstrip(".")
+
+
+def _lock(error: ServerError, locks: list[str]) -> str | None:
+    if len(set(locks)) == 1:
+        return locks[0]
+    detail = error.detail or str(error.cause)
+    # The longest first: a lock may be the end of another.
+    return max((lock for lock in locks if f"=({lock})" in detail), key=len, default=None)

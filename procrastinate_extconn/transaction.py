@@ -1,0 +1,124 @@
+"""What a connection is, and whether the next statement on it belongs to a transaction of the caller's."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import warnings
+
+from .exceptions import OutsideTransaction, OutsideTransactionWarning, UnusableConnection
+from .fallback import Fallback, type_name
+from .hookspecs import Description
+from .options import OutsideMode, unwrap
+from .plugins import plugins
+
+_WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+_FIX = {
+    "psycopg": "enter `with conn.transaction():`, or connect with autocommit=False",
+    "psycopg2": "set `conn.autocommit = False`",
+    "sqlalchemy": "use an engine or connection whose isolation level is not AUTOCOMMIT",
+    "asyncpg": "enter `async with conn.transaction():`",
+    "aiopg": "run `BEGIN` first, or enter `async with cursor.begin():`",
+    "pg8000": "set `conn.autocommit = False`, or run `START TRANSACTION` first",
+    "psqlpy": "enter `async with conn.transaction() as transaction:` and pass that",
+    "django": "enter `with transaction.atomic():`",
+    "peewee": "enter `with database.atomic():`",
+}
+_default_mode: OutsideMode = "warn"
+_QUIET = ("procrastinate", "procrastinate_extconn", "contextlib", "asyncio", "asgiref", "concurrent")
+
+
+def describe(conn: object) -> Description:
+    """Say what *conn* is and whether it is in a transaction, without a network round trip.
+
+    :param conn: a connection, or what `external` made of one.
+    :returns: driver, plugin, sync or async, and the state: ``"idle"`` (the next statement opens a transaction),
+        ``"in_transaction"``, ``"autocommit"``, ``"failed"``, ``"closed"`` or ``"unknown"``.
+    :raises UnsupportedConnection: if no plugin takes it.
+    """
+    conn = unwrap(conn)
+    found = plugins()
+    description = found.describe(conn)
+    if description is not None:
+        return description
+    blind = set(found.names()) - set(found.names("describe_external"))
+    if not blind:
+        raise Fallback(found.names).refusal(conn)
+    cls = conn.__class__
+    return Description(
+        driver=cls.__module__.partition(".")[0],
+        plugin=found.taker(conn) or "unknown",
+        is_async=hasattr(cls, "__aenter__"),
+        state="unknown",
+    )
+
+
+def default_mode() -> OutsideMode:
+    """What `install` was told to do outside a transaction."""
+    return _default_mode
+
+
+def set_default_mode(mode: OutsideMode) -> None:
+    """Keep what `install` was told."""
+    global _default_mode
+    _default_mode = mode
+
+
+def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:
+    """Refuse a connection that cannot run the query, and a write that would commit by itself.
+
+    :raises UnusableConnection: for a closed connection or a failed transaction.
+    :raises OutsideTransaction: in mode ``"error"``, outside a transaction or where that cannot be known.
+    """
+    state = description.state
+    if state in ("in_transaction", "idle"):
+        return
+    if state == "closed":
+        raise UnusableConnection(
+            f"this {description.driver} connection ({type_name(type(conn))}) is closed: open a new one"
+        )
+    if state == "failed":
+        raise UnusableConnection(
+            f"the transaction on this {description.driver} connection has failed before this call: roll it back, "
+            "or roll back to a savepoint, and try again"
+        )
+    if mode == "allow" or not _writes(query):
+        return
+    if state == "unknown":
+        _outside_unknown(description, mode)
+    else:
+        fix = _FIX.get(description.plugin, "open a transaction first")
+        text = (
+            f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
+            f"the job would be there whatever becomes of your rows: {fix}"
+        )
+        if mode == "error":
+            raise OutsideTransaction(text)
+        warn(text + ' (outside_transaction="allow" silences this)')
+
+
+def _outside_unknown(description: Description, mode: OutsideMode) -> None:
+    text = (
+        f"the plugin {description.plugin!r} does not tell whether this {description.driver} connection is in a "
+        "transaction: make sure that it is"
+    )
+    if mode == "error":
+        raise OutsideTransaction(f'{text}, and pass external(conn, outside_transaction="allow")')
+    if plugins().first_time("unknown state", description.plugin):
+        warn(text)
+
+
+@functools.lru_cache(maxsize=256)
+def _writes(query: str) -> bool:
+    return _WRITES.search(query) is not None
+
+
+def warn(text: str, category: type[Warning] = OutsideTransactionWarning) -> None:
+    """Warn at the line of the person's that made the call."""
+    level = 1
+    frame = sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _QUIET:
+        frame = frame.f_back
+        level += 1
+    warnings.warn(text, category, stacklevel=level)
