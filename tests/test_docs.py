@@ -1,8 +1,9 @@
 """What the documentation shows is what happens.
 
-A fenced block marked ``python`` is a whole program. It connects by ``PGHOST``, ``PGDATABASE`` and the like to a database
-with Procrastinate's schema and a table ``orders (id bigint primary key)``. Where "It prints:" and a ``text`` block
-follow, that is its output. A fragment that cannot run on its own is a ``{code-block} python`` instead.
+A fenced block marked ``python`` is a whole program. It connects by ``PGHOST``, ``PGDATABASE`` and
+the like to a database with Procrastinate's schema and a table ``orders (id bigint primary key)``.
+Where "It prints:" and a ``text`` block follow, that is its output. A fragment that cannot run on
+its own is a ``{code-block} python`` instead.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ EXAMPLE = re.compile(
 
 
 def examples() -> list[object]:
+    """Each example as a parameter, named by where it stands."""
     return [
         pytest.param(
             example["code"],
@@ -41,14 +43,16 @@ def examples() -> list[object]:
 
 
 def missing_modules(code: str) -> set[str]:
-    """What *code* imports and is not installed here, a driver's plugin with the driver."""
+    """What *code* imports and is not installed here, a driver's plugin included."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.partition(".")[0])
-    names |= {f"procrastinate_extconn_{name}" for name in names if (ROOT / "plugins" / name).exists()}
+    names |= {
+        f"procrastinate_extconn_{name}" for name in names if (ROOT / "plugins" / name).exists()
+    }
     return {name for name in names if importlib.util.find_spec(name) is None}
 
 
@@ -66,7 +70,7 @@ def environ(dsn: str) -> dict[str, str]:
 def test_example_runs(
     code: str, output: str | None, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """An example of the documentation runs without an error or a warning and prints what it says it prints."""
+    """An example of the documentation runs without an error or a warning, and prints what the page says."""
     if missing := missing_modules(code):
         pytest.skip(f"not installed: {', '.join(sorted(missing))}")
     program = tmp_path / "example.py"
@@ -87,5 +91,7 @@ def test_example_runs(
 
 def test_ci_runs_the_readme_command() -> None:
     """What the README tells people to run as the tests is what CI runs."""
-    [command] = re.findall(r"^\$ (.* \.venv/bin/tox)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    [command] = re.findall(
+        r"^\$ (.* \.venv/bin/tox)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     assert command in (ROOT / ".ci/run").read_text().splitlines()
