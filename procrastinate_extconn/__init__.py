@@ -14,11 +14,13 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
+    from .ambient import using
     from .connector import ExternalConnector
     from .hookspecs import Description, hookimpl
     from .options import external
     from .patching import install, patch, uninstall, unpatch
     from .plugins import register, unregister
+    from .pool import PoolConnector
     from .transaction import describe
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ExternalConnectionError",
     "ExternalConnector",
     "OutsideTransaction",
+    "PoolConnector",
     "SyncAsyncMismatch",
     "UnsupportedConnection",
     "UnusableConnection",
@@ -38,11 +41,13 @@ __all__ = [
     "uninstall",
     "unpatch",
     "unregister",
+    "using",
 ]
 
 _HOMES = {
     "Description": "hookspecs",
     "ExternalConnector": "connector",
+    "PoolConnector": "pool",
     "describe": "transaction",
     "external": "options",
     "hookimpl": "hookspecs",
@@ -52,6 +57,7 @@ _HOMES = {
     "uninstall": "patching",
     "unpatch": "patching",
     "unregister": "plugins",
+    "using": "ambient",
 }
 
 

@@ -80,7 +80,8 @@ async def _defer_or_find(
                 raise
             conflict = exc
         else:
-            ids = {**waiting, **dict(zip(new, (row["id"] for row in rows), strict=True))}
+            ids: dict[object, int] = dict(waiting.items())
+            ids.update(zip(new, (row["id"] for row in rows), strict=True))
             return [
                 {"id": ids[index if job.queueing_lock is None else job.queueing_lock]}
                 for index, job in enumerate(jobs)

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Coroutine
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Awaitable
+from typing import Any
 
-from procrastinate import sql
-from procrastinate.connector import BaseConnector
-from procrastinate.exceptions import NoResult, ProcrastinateException
+from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
-from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
+from .base import OneBodyConnector
+from .exceptions import PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .hookspecs import Description, Rows
+from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
-from .transaction import default_mode, guard, warn
-
-T = TypeVar("T")
-
-WORKER_QUERIES = frozenset(
-    sql.queries[name]
-    for name in (
-        "fetch_job",
-        "register_worker",
-        "unregister_worker",
-        "update_heartbeat",
-        "prune_stalled_workers",
-        "listen_queue",
-    )
-    if name in sql.queries
-)
-"""What only a worker asks: it needs connections of its own."""
+from .queries import WORKER_QUERIES
+from .transaction import guard, warn
 
 
-class ExternalConnector(BaseConnector):
+class ExternalConnector(OneBodyConnector):
     """An external connection as a connector: every query of Procrastinate's runs on *conn*, in your transaction.
 
     No patching is needed: ``JobManager(ExternalConnector(conn))`` lists, cancels or retries jobs on it. Its sync
@@ -45,6 +30,7 @@ class ExternalConnector(BaseConnector):
         committed, rolled back or closed.
     :param json_dumps: makes JSON of a job's arguments; `json.dumps` if None.
     :param json_loads: reads JSON; `json.loads` if None.
+    :param outside_transaction: as in `install`, which decides if this is None.
     """
 
     def __init__(
@@ -65,107 +51,47 @@ class ExternalConnector(BaseConnector):
         self._conn = conn
         self._mode = outside_transaction
 
-    # -- Procrastinate's interface --------------------------------------------------------------------------------
-
-    def get_sync_connector(self) -> ExternalConnector:
-        return self
-
-    def execute_query(self, query: str, **arguments: Any) -> None:
-        _finish(self._execute(query, arguments, False))
-
-    def execute_query_one(self, query: str, **arguments: Any) -> dict[str, Any]:
-        return _first(_finish(self._execute(query, arguments, False)))
-
-    def execute_query_all(self, query: str, **arguments: Any) -> Rows:
-        return _finish(self._execute(query, arguments, False))
-
-    async def execute_query_async(self, query: str, **arguments: Any) -> None:
-        await self._execute(query, arguments, True)
-
-    async def execute_query_one_async(self, query: str, **arguments: Any) -> dict[str, Any]:
-        return _first(await self._execute(query, arguments, True))
-
-    async def execute_query_all_async(self, query: str, **arguments: Any) -> Rows:
-        return await self._execute(query, arguments, True)
-
-    def execute_query_one_with_connection(
-        self, connection: object, query: str, **arguments: Any
-    ) -> dict[str, Any]:
-        return self._on(connection).execute_query_one(query, **arguments)
-
-    def execute_query_all_with_connection(
-        self, connection: object, query: str, **arguments: Any
+    async def _execute(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
     ) -> Rows:
-        return self._on(connection).execute_query_all(query, **arguments)
-
-    async def execute_query_one_async_with_connection(
-        self, connection: object, query: str, **arguments: Any
-    ) -> dict[str, Any]:
-        return await self._on(connection).execute_query_one_async(query, **arguments)
-
-    async def execute_query_all_async_with_connection(
-        self, connection: object, query: str, **arguments: Any
-    ) -> Rows:
-        return await self._on(connection).execute_query_all_async(query, **arguments)
-
-    def open(self, pool: object = None) -> None:
-        """Nothing to open: the connection is the caller's."""
-
-    def close(self) -> None:
-        """Nothing to close: the connection is the caller's."""
-
-    async def open_async(self, pool: object = None) -> None:
-        """Nothing to open: the connection is the caller's."""
-
-    async def close_async(self) -> None:
-        """Nothing to close: the connection is the caller's."""
-
-    async def listen_notify(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ExternalConnectionError(
-            "LISTEN does not run on an external connection: notifications need a connection of their own. "
-            "Listen with the app's own connector."
-        )
-
-    # -- on the connection ----------------------------------------------------------------------------------------
-
-    def _on(self, connection: object) -> ExternalConnector:
-        return ExternalConnector(
-            connection,
-            json_dumps=self.json_dumps,
-            json_loads=self.json_loads,
-            outside_transaction=self._mode,
-        )
-
-    async def _execute(self, query: str, arguments: dict[str, Any], is_async: bool) -> Rows:
-        """Run one query. The one body for both colours: in a sync call nothing in it ever suspends."""
-        if query in WORKER_QUERIES:
-            raise ExternalConnectionError(
-                "a worker does not run on an external connection: it needs connections of its own. "
-                "Run it with the app's own connector."
+        if connection is not None:
+            other = ExternalConnector(
+                connection,
+                json_dumps=self.json_dumps,
+                json_loads=self.json_loads,
+                outside_transaction=self._mode,
             )
-        description = self._describe(is_async)
+            return await other._execute(query, arguments, is_async=is_async)
+        if query in WORKER_QUERIES:
+            raise self.worker_refused()
+        description = self._describe(is_async=is_async)
         if description is not None:
-            guard(self._conn, description, query, self._mode or default_mode())
+            guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
-            rows = await self._send(query, arguments, is_async)
+            rows = await self._send(query, arguments, is_async=is_async)
         else:
 
             async def send(query: str, arguments: dict[str, Any]) -> Rows:
-                return await self._send(query, arguments, is_async, isolated=True)
+                return await self._send(query, arguments, is_async=is_async, isolated=True)
 
             state = description.state if description else "unknown"
             rows = await conflicts.execute(send, query, arguments, options.on_conflict, state)
         return wire.decode(rows, self.json_loads)
 
-    def _describe(self, is_async: bool) -> Description | None:
+    def _describe(self, *, is_async: bool) -> Description | None:
         description = plugins().describe(self._conn)
         if description is not None and description.is_async is not is_async:
-            raise self._mismatch(is_async)
+            raise self._mismatch(is_async=is_async)
         return description
 
     async def _send(
-        self, query: str, arguments: dict[str, Any], is_async: bool, isolated: bool = False
+        self,
+        query: str,
+        arguments: dict[str, Any],
+        *,
+        is_async: bool,
+        isolated: bool = False,
     ) -> Rows:
         query, args = wire.encode(query, arguments, self.json_dumps)
         try:
@@ -176,19 +102,19 @@ class ExternalConnector(BaseConnector):
                 return result
             if not is_async:
                 _discard(result)
-                raise self._mismatch(is_async)
+                raise self._mismatch(is_async=is_async)
             rows: Rows = await result
             return rows
         except ProcrastinateException:
             raise
-        except Exception as exc:
-            error = self._translated(exc, arguments, isolated)
+        except Exception as exc:  # noqa: BLE001 - a driver may raise anything
+            error = self._translated(exc, arguments, isolated=isolated)
         # Raised out here so that the driver's error is its cause alone: SQLAlchemy's wrapper, which quotes
         # parameters, would be its context.
         raise error
 
     def _translated(
-        self, exc: Exception, arguments: dict[str, Any], isolated: bool
+        self, exc: Exception, arguments: dict[str, Any], *, isolated: bool
     ) -> ProcrastinateException:
         try:
             description = plugins().describe(self._conn)
@@ -202,7 +128,7 @@ class ExternalConnector(BaseConnector):
             locks=wire.queueing_locks(arguments),
         )
 
-    def _mismatch(self, is_async: bool) -> SyncAsyncMismatch:
+    def _mismatch(self, *, is_async: bool) -> SyncAsyncMismatch:
         name = type_name(type(self._conn))
         if is_async:
             return SyncAsyncMismatch(
@@ -217,23 +143,14 @@ class ExternalConnector(BaseConnector):
     def _at_once(self) -> None:
         """A plugin without `describe_external` may answer an async call at once: say so, the loop was blocked."""
         name = plugins().taker(self._conn) or "unknown"
-        if name not in plugins().names("describe_external") and plugins().first_time("at once", name):
+        if name not in plugins().names("describe_external") and plugins().first_time(
+            "at once", name
+        ):
             warn(
                 f"the plugin {name!r} answered an asynchronous call at once, which blocks the event loop: its "
                 "connection is synchronous, or it should return an awaitable (it has no describe_external hook)",
                 PluginWarning,
             )
-
-
-def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never suspends."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a synchronous call suspended")
 
 
 def _discard(awaitable: Awaitable[object]) -> None:
@@ -242,9 +159,3 @@ def _discard(awaitable: Awaitable[object]) -> None:
         awaitable.close()
     elif hasattr(awaitable, "cancel"):
         awaitable.cancel()
-
-
-def _first(rows: Rows) -> dict[str, Any]:
-    if not rows:
-        raise NoResult
-    return rows[0]

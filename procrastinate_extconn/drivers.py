@@ -76,7 +76,9 @@ class Classes(Generic[T]):
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
-def _translated(query: str, style: Callable[[str, int], str], repeat: bool) -> tuple[str, tuple[str, ...]]:
+def _translated(
+    query: str, style: Callable[[str, int], str], repeat: bool
+) -> tuple[str, tuple[str, ...]]:
     names: list[str] = []
 
     def replace(match: re.Match[str]) -> str:

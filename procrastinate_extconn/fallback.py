@@ -35,7 +35,9 @@ def install_line(driver: str) -> str:
 
 def type_name(cls: type) -> str:
     """*cls* as errors name it."""
-    return f"{cls.__module__}.{cls.__qualname__}" if cls.__module__ != "builtins" else cls.__qualname__
+    return (
+        f"{cls.__module__}.{cls.__qualname__}" if cls.__module__ != "builtins" else cls.__qualname__
+    )
 
 
 class Fallback:

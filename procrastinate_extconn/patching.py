@@ -12,13 +12,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from procrastinate.connector import BaseConnector
 from procrastinate.testing import InMemoryConnector
 
-from . import ambient, transaction
+from . import ambient
+from .base import OneBodyConnector
 from .connector import ExternalConnector
+from .layer import DEFAULT_MODE, layer
 from .options import OutsideMode, check_mode
 
 T = TypeVar("T")
@@ -40,8 +41,6 @@ WITH_CONNECTION = {
 """What takes a connection by position -> the method of `ExternalConnector` that does it. 3.8 and 3.9 have two."""
 
 _lock = threading.RLock()
-_installed = False
-_patched: WeakKeyDictionary[BaseConnector, OutsideMode | None] = WeakKeyDictionary()
 _replaced: dict[tuple[type, str], tuple[Any, Any]] = {}
 """(class, name) -> (what stood there, what we put there)."""
 
@@ -55,13 +54,12 @@ def install(*, outside_transaction: OutsideMode | None = None) -> None:
         ``"allow"``, ``"warn"`` (the default) or ``"error"``. None leaves the mode as it is.
     :raises ValueError: for another mode.
     """
-    global _installed
     check_mode(outside_transaction)
     with _lock:
         if outside_transaction is not None:
-            transaction.set_default_mode(outside_transaction)
+            layer.outside_transaction = outside_transaction
         _wrap_classes()
-        _installed = True
+        layer.installed = True
 
 
 def uninstall() -> None:
@@ -70,11 +68,10 @@ def uninstall() -> None:
     An attribute that somebody has wrapped since stays as it is, with a warning; our part of it does nothing more.
     Apps that were patched one by one stay patched.
     """
-    global _installed
     with _lock:
-        _installed = False
-        transaction.set_default_mode("warn")
-        if not _patched:
+        layer.installed = False
+        layer.outside_transaction = DEFAULT_MODE
+        if not layer.patched:
             _unwrap_classes()
 
 
@@ -92,12 +89,12 @@ def patch(app_or_connector: T, *, outside_transaction: OutsideMode | None = None
     """
     connector = _connector_of(app_or_connector)
     check_mode(outside_transaction)
-    if isinstance(connector, (InMemoryConnector, ExternalConnector)):
+    if isinstance(connector, (InMemoryConnector, OneBodyConnector)):
         return app_or_connector
     with _lock:
         _wrap_classes()
-        if outside_transaction is not None or connector not in _patched:
-            _patched[connector] = outside_transaction
+        if outside_transaction is not None or connector not in layer.patched:
+            layer.patched[connector] = outside_transaction
         if "get_sync_connector" not in vars(connector):
             vars(connector)["get_sync_connector"] = _SyncConnectorOf(connector)
     return app_or_connector
@@ -115,18 +112,11 @@ def unpatch(app_or_connector: T) -> T:
         if isinstance(handed_out, _SyncConnectorOf):
             del vars(connector)["get_sync_connector"]
             for other in handed_out.connectors:
-                _patched.pop(other, None)
-        _patched.pop(connector, None)
-        if not _patched and not _installed:
+                layer.patched.pop(other, None)
+        layer.patched.pop(connector, None)
+        if not layer.patched and not layer.installed:
             _unwrap_classes()
     return app_or_connector
-
-
-def is_active(connector: object = None) -> bool:
-    """Whether the layer is on for *connector*, or for any at all."""
-    if connector is None:
-        return _installed or bool(_patched)
-    return (_installed or connector in _patched) and not isinstance(connector, InMemoryConnector)
 
 
 class _SyncConnectorOf:
@@ -139,9 +129,9 @@ class _SyncConnectorOf:
 
     def __call__(self) -> BaseConnector:
         handed_out = self._get()
-        if handed_out is not self._connector and handed_out not in _patched:
+        if handed_out is not self._connector and handed_out not in layer.patched:
             with _lock:
-                _patched[handed_out] = _patched.get(self._connector)
+                layer.patched[handed_out] = layer.patched.get(self._connector)
             self.connectors.append(handed_out)
         return handed_out
 
@@ -153,7 +143,9 @@ def _connector_of(app_or_connector: object) -> BaseConnector:
         else getattr(app_or_connector, "connector", None)
     )
     if not isinstance(found, BaseConnector):
-        raise TypeError(f"expected a procrastinate.App or a connector, got {type(app_or_connector).__name__}")
+        raise TypeError(
+            f"expected a procrastinate.App or a connector, got {type(app_or_connector).__name__}"
+        )
     return found
 
 
@@ -167,7 +159,7 @@ def _wrap_classes() -> None:
         _replace(BaseConnector, "__init_subclass__", classmethod(_wrap_subclass))
 
 
-def _wrap_subclass(cls: type[BaseConnector], **kwargs: Any) -> None:
+def _wrap_subclass(cls: type[BaseConnector], /, **kwargs: Any) -> None:
     super(BaseConnector, cls).__init_subclass__(**kwargs)
     with _lock:
         if _is_procrastinates(cls):
@@ -227,8 +219,10 @@ def _wrapper(original: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _wrap_query(original: Callable[..., Any], method: str) -> Callable[..., Any]:
     @functools.wraps(original)
-    def execute(self: BaseConnector, query: str, *, connection: Any = None, **arguments: Any) -> Any:
-        if is_active(self):
+    def execute(
+        self: BaseConnector, query: str, *, connection: Any = None, **arguments: Any
+    ) -> Any:
+        if layer.is_on(self):
             if connection is None:
                 connection = ambient.connection(query)
             if connection is not None:
@@ -243,7 +237,7 @@ def _wrap_query(original: Callable[..., Any], method: str) -> Callable[..., Any]
 def _wrap_with_connection(original: Callable[..., Any], method: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def execute(self: BaseConnector, connection: Any, query: str, **arguments: Any) -> Any:
-        if is_active(self):
+        if layer.is_on(self):
             return getattr(_external(self, connection), method)(query, **arguments)
         return original(self, connection, query, **arguments)
 
@@ -256,5 +250,5 @@ def _external(connector: BaseConnector, connection: object) -> ExternalConnector
         # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.
         json_dumps=getattr(connector, "_json_dumps", None) or connector.json_dumps,
         json_loads=getattr(connector, "_json_loads", None) or connector.json_loads,
-        outside_transaction=_patched.get(connector) if _patched else None,
+        outside_transaction=layer.patched.get(connector) if layer.patched else None,
     )

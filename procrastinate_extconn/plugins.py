@@ -58,11 +58,9 @@ class Plugins:
             name = f"{distribution.name if distribution else entry_point.module}:{name}"
         try:
             self.register(entry_point.load(), name)
-        except Exception as exc:  # whatever it is, it takes nothing else down
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it takes nothing else down
             reason = f"{type(exc).__name__}: {exc}"
-            self.failures.append(
-                Failure(name, distribution.name if distribution else None, reason)
-            )
+            self.failures.append(Failure(name, distribution.name if distribution else None, reason))
         else:
             if distribution:
                 self.distributions[name] = distribution

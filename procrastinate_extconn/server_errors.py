@@ -66,7 +66,9 @@ def read(exc: BaseException) -> ServerError:
         if found is not None:
             return found
     # SQLAlchemy's own text quotes parameters, whatever the driver's error was.
-    return ServerError(getattr(exc, "orig", None) or exc, None, None, _constraint_in_text(exc), None)
+    return ServerError(
+        getattr(exc, "orig", None) or exc, None, None, _constraint_in_text(exc), None
+    )
 
 
 def _wrapped(exc: BaseException) -> Iterator[BaseException]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
 import sys
 import warnings
 
@@ -12,8 +10,8 @@ from .fallback import Fallback, type_name
 from .hookspecs import Description
 from .options import OutsideMode, unwrap
 from .plugins import plugins
+from .queries import writes
 
-_WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 _FIX = {
     "psycopg": "enter `with conn.transaction():`, or connect with autocommit=False",
     "psycopg2": "set `conn.autocommit = False`",
@@ -25,8 +23,14 @@ _FIX = {
     "django": "enter `with transaction.atomic():`",
     "peewee": "enter `with database.atomic():`",
 }
-_default_mode: OutsideMode = "warn"
-_QUIET = ("procrastinate", "procrastinate_extconn", "contextlib", "asyncio", "asgiref", "concurrent")
+_QUIET = (
+    "procrastinate",
+    "procrastinate_extconn",
+    "contextlib",
+    "asyncio",
+    "asgiref",
+    "concurrent",
+)
 
 
 def describe(conn: object) -> Description:
@@ -54,17 +58,6 @@ def describe(conn: object) -> Description:
     )
 
 
-def default_mode() -> OutsideMode:
-    """What `install` was told to do outside a transaction."""
-    return _default_mode
-
-
-def set_default_mode(mode: OutsideMode) -> None:
-    """Keep what `install` was told."""
-    global _default_mode
-    _default_mode = mode
-
-
 def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:
     """Refuse a connection that cannot run the query, and a write that would commit by itself.
 
@@ -83,7 +76,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
             f"the transaction on this {description.driver} connection has failed before this call: roll it back, "
             "or roll back to a savepoint, and try again"
         )
-    if mode == "allow" or not _writes(query):
+    if mode == "allow" or not writes(query):
         return
     if state == "unknown":
         _outside_unknown(description, mode)
@@ -107,11 +100,6 @@ def _outside_unknown(description: Description, mode: OutsideMode) -> None:
         raise OutsideTransaction(f'{text}, and pass external(conn, outside_transaction="allow")')
     if plugins().first_time("unknown state", description.plugin):
         warn(text)
-
-
-@functools.lru_cache(maxsize=256)
-def _writes(query: str) -> bool:
-    return _WRITES.search(query) is not None
 
 
 def warn(text: str, category: type[Warning] = OutsideTransactionWarning) -> None:

@@ -12,7 +12,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from json.encoder import encode_basestring  # type: ignore[attr-defined]
+from json.encoder import encode_basestring
 from typing import Any, TypeAlias
 
 from .hookspecs import Rows, Value
@@ -122,9 +122,7 @@ def _with_casts(query: str, casts: tuple[tuple[str, str], ...]) -> str:
         else:
             # In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.
             query = re.sub(
-                rf"{re.escape(placeholder)}(?=\s*\|\|)",
-                lambda _, text=f"CAST({placeholder} AS {cast})": text,
-                query,
+                rf"{re.escape(placeholder)}(?=\s*\|\|)", f"CAST({placeholder} AS {cast})", query
             )
     return query
 

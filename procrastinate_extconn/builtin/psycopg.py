@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+)
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..drivers import Classes, Refusal, numeric
@@ -13,6 +19,7 @@ from ..hookspecs import Description, Rows, State, Value, hookimpl
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
     from psycopg.adapt import AdaptersMap
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 _IS_ASYNC = Classes[bool](
     {
@@ -23,6 +30,9 @@ _IS_ASYNC = Classes[bool](
         "psycopg.Cursor": Refusal("cursor.connection"),
         "psycopg.AsyncCursor": Refusal("cursor.connection"),
     }
+)
+_IS_ASYNC_POOL = Classes[bool](
+    {"psycopg_pool.ConnectionPool": False, "psycopg_pool.AsyncConnectionPool": True}
 )
 _IS_RAW = Classes[bool]({"psycopg.RawCursor": True, "psycopg.AsyncRawCursor": True})
 # libpq's PQtransactionStatus: idle is 0, active is 1.
@@ -66,9 +76,7 @@ def _execute(conn: Connection[Any], query: str, args: Mapping[str, Value]) -> Ro
         return _rows(cursor)
 
 
-async def _execute_async(
-    conn: AsyncConnection[Any], query: str, args: Mapping[str, Value]
-) -> Rows:
+async def _execute_async(conn: AsyncConnection[Any], query: str, args: Mapping[str, Value]) -> Rows:
     async with conn.cursor(row_factory=_tuple_row) as cursor:
         await cursor.execute(*_statement(cursor, query, args))
         if conn.pgconn.pipeline_status and _has_rows(query):
@@ -99,6 +107,28 @@ def _refuse_savepoint_in_pipeline(conn: Any, query: str) -> None:
             "this psycopg connection is in pipeline mode, where PostgreSQL skips a ROLLBACK TO SAVEPOINT after an "
             "error: leave the pipeline first, or do without savepoint and on_conflict"
         )
+
+
+@hookimpl
+def connect_external(
+    pool: Any,
+) -> AbstractContextManager[object] | AbstractAsyncContextManager[object] | None:
+    is_async = _IS_ASYNC_POOL.find(pool)
+    if is_async is None:
+        return None
+    return _lend_async(pool) if is_async else _lend(pool)
+
+
+@contextmanager
+def _lend(pool: ConnectionPool) -> Iterator[object]:
+    with pool.connection() as conn, conn.transaction():
+        yield conn
+
+
+@asynccontextmanager
+async def _lend_async(pool: AsyncConnectionPool) -> AsyncIterator[object]:
+    async with pool.connection() as conn, conn.transaction():
+        yield conn
 
 
 # Rows are loaded by psycopg's own loaders: a person's loaders may make anything of a bigint or a jsonb.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Awaitable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ..drivers import Classes, Refusal, describe_held, named
@@ -35,6 +36,9 @@ _IS_ASYNC = Classes[bool](
         ),
         "sqlalchemy.engine.CursorResult": Refusal("result.connection"),
     }
+)
+_ENGINE = Classes[bool](
+    {"sqlalchemy.engine.Engine": True, "sqlalchemy.ext.asyncio.AsyncEngine": True}
 )
 _CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
 _SCOPED = Classes[bool](
@@ -70,6 +74,13 @@ def _text(query: str) -> TextClause:
     escaped = re.sub(r"(?<![:\w]):(?=\w)", r"\:", query)
     # Without a type, as with the driver alone: the server knows what each parameter should be.
     return text(named(escaped)).bindparams(*(bindparam(name, type_=NullType()) for name in names))
+
+
+@hookimpl
+def connect_external(
+    pool: Any,
+) -> AbstractContextManager[object] | AbstractAsyncContextManager[object] | None:
+    return pool.begin() if _ENGINE.find(pool) else None
 
 
 @hookimpl

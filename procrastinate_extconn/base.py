@@ -1,0 +1,118 @@
+"""Procrastinate's connector interface, ten methods, from one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from procrastinate.connector import BaseConnector
+from procrastinate.exceptions import NoResult
+
+from .exceptions import ExternalConnectionError
+from .hookspecs import Rows
+
+T = TypeVar("T")
+
+
+class OneBodyConnector(BaseConnector):
+    """A connector whose queries all go through `_execute`, sync and async alike."""
+
+    @abstractmethod
+    async def _execute(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
+    ) -> Rows:
+        """Run one query, on *connection* if there is one. In a sync call nothing in it may suspend."""
+
+    def get_sync_connector(self) -> BaseConnector:
+        return self
+
+    def execute_query(self, query: str, *, connection: object = None, **arguments: Any) -> None:
+        _finish(self._execute(query, arguments, is_async=False, connection=connection))
+
+    def execute_query_one(
+        self, query: str, *, connection: object = None, **arguments: Any
+    ) -> dict[str, Any]:
+        return _first(self.execute_query_all(query, connection=connection, **arguments))
+
+    def execute_query_all(self, query: str, *, connection: object = None, **arguments: Any) -> Rows:
+        return _finish(self._execute(query, arguments, is_async=False, connection=connection))
+
+    async def execute_query_async(
+        self, query: str, *, connection: object = None, **arguments: Any
+    ) -> None:
+        await self._execute(query, arguments, is_async=True, connection=connection)
+
+    async def execute_query_one_async(
+        self, query: str, *, connection: object = None, **arguments: Any
+    ) -> dict[str, Any]:
+        return _first(await self._execute(query, arguments, is_async=True, connection=connection))
+
+    async def execute_query_all_async(
+        self, query: str, *, connection: object = None, **arguments: Any
+    ) -> Rows:
+        return await self._execute(query, arguments, is_async=True, connection=connection)
+
+    def execute_query_one_with_connection(
+        self, connection: object, query: str, **arguments: Any
+    ) -> dict[str, Any]:
+        return self.execute_query_one(query, connection=connection, **arguments)
+
+    def execute_query_all_with_connection(
+        self, connection: object, query: str, **arguments: Any
+    ) -> Rows:
+        return self.execute_query_all(query, connection=connection, **arguments)
+
+    async def execute_query_one_async_with_connection(
+        self, connection: object, query: str, **arguments: Any
+    ) -> dict[str, Any]:
+        return await self.execute_query_one_async(query, connection=connection, **arguments)
+
+    async def execute_query_all_async_with_connection(
+        self, connection: object, query: str, **arguments: Any
+    ) -> Rows:
+        return await self.execute_query_all_async(query, connection=connection, **arguments)
+
+    def open(self, pool: object = None) -> None:
+        """Nothing to open: what it stands on is the caller's."""
+        if pool is not None:
+            raise ExternalConnectionError(
+                f"{type(self).__name__} got what it stands on when it was made: open() takes no pool"
+            )
+
+    def close(self) -> None:
+        """Nothing to close: what it stands on is the caller's."""
+
+    async def open_async(self, pool: object = None) -> None:
+        """Nothing to open: what it stands on is the caller's."""
+        self.open(pool)
+
+    async def close_async(self) -> None:
+        """Nothing to close: what it stands on is the caller's."""
+
+    async def listen_notify(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self.worker_refused()
+
+    def worker_refused(self) -> ExternalConnectionError:
+        """Say why no worker runs on this connector, and on which one it does."""
+        return ExternalConnectionError(
+            f"a worker does not run on {type(self).__name__}: it holds a connection for LISTEN, and takes and "
+            "finishes jobs outside any transaction of yours. Run it with PsycopgConnector."
+        )
+
+
+def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Get the result of a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a synchronous call suspended")
+
+
+def _first(rows: Rows) -> dict[str, Any]:
+    if not rows:
+        raise NoResult
+    return rows[0]

@@ -1,0 +1,36 @@
+"""Whether the layer is on, for the process or for one connector, and what it was told."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary, WeakSet
+
+from procrastinate.connector import BaseConnector
+from procrastinate.testing import InMemoryConnector
+
+from .options import OutsideMode
+
+DEFAULT_MODE: OutsideMode = "warn"
+
+
+class Layer:
+    """The state that `install` and `patch` change. There is one, in `layer`."""
+
+    def __init__(self) -> None:
+        self.installed = False
+        self.outside_transaction: OutsideMode = DEFAULT_MODE
+        self.patched: WeakKeyDictionary[BaseConnector, OutsideMode | None] = WeakKeyDictionary()
+        self.built_in: WeakSet[BaseConnector] = WeakSet()
+        """Connectors of ours, which need no patching."""
+
+    def is_on(self, connector: BaseConnector) -> bool:
+        """Whether *connector* takes any connection. `InMemoryConnector` never does."""
+        return (self.installed or connector in self.patched) and not isinstance(
+            connector, InMemoryConnector
+        )
+
+    def is_on_anywhere(self) -> bool:
+        """Whether any connector does."""
+        return self.installed or bool(self.patched) or bool(self.built_in)
+
+
+layer = Layer()
