@@ -19,6 +19,10 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+import procrastinate_extconn
+from procrastinate_extconn import hookspecs
+
+SPEC_MARK = f"{hookspecs.PROJECT_NAME}_spec"
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -87,6 +91,19 @@ def test_example_runs(
     assert result.returncode == 0, result.stderr
     if output is not None:
         assert result.stdout == output
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *procrastinate_extconn.__all__,
+        *(name for name, value in vars(hookspecs).items() if hasattr(value, SPEC_MARK)),
+    ],
+)
+def test_name_is_in_the_reference(name: str) -> None:
+    """The reference has an entry for each public name and each hook."""
+    reference = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\.\. auto\w+:: {name}$", reference, re.MULTILINE)
 
 
 def test_ci_runs_the_readme_command() -> None:
