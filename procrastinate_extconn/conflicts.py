@@ -32,9 +32,9 @@ async def execute(
     :param send: runs a statement on the connection.
     :param state: the connection's state before it; outside a transaction there is no savepoint.
     """
-    parameter = wire.job_parameter(query)
-    if on_conflict == "existing" and parameter in arguments:
-        return await _defer_or_find(send, query, arguments, str(parameter), state)
+    jobs = wire.prepare(query).jobs
+    if on_conflict == "existing" and jobs is not None:
+        return await _defer_or_find(send, query, arguments, jobs, state)
     async with _savepoint(send, state):
         return await send(query, arguments)
 

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .hookspecs import Rows, Value
 
@@ -24,10 +24,33 @@ JSON_COLUMNS = ("args", "stats")
 """The columns that Procrastinate's queries return as JSON."""
 
 _JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
-_CAST = re.compile(r"%\((\w+)\)s::(\w+(?:\[\])?)")
 _JOBS_AS_TEXT = (
     r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)))"
 )
+_CAST = re.compile(r"%\((\w+)\)s::(\w+(?:\[\])?)")
+# In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.
+_CONCATENATED = re.compile(r"%\((\w+)\)s(?=\s*\|\|)")
+
+
+class Statement(NamedTuple):
+    """A query of Procrastinate's as plugins get it."""
+
+    query: str
+    jobs: str | None
+    """The parameter that takes the job records, if the query defers jobs."""
+    numbers: frozenset[str]
+    """The parameters that are cast to a number."""
+
+
+@functools.lru_cache(maxsize=256)
+def prepare(query: str) -> Statement:
+    """*query* with a ``CAST`` for every ``::``, job records as one text, and no parameter of an unclear type."""
+    jobs = _JOBS.search(query)
+    numbers = frozenset(_CONCATENATED.findall(query))
+    query = _JOBS.sub(_JOBS_AS_TEXT, query)
+    query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
+    query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
+    return Statement(query, jobs[1] if jobs else None, numbers)
 
 
 def encode(
@@ -37,28 +60,21 @@ def encode(
 
     :param dumps: makes JSON of a job's arguments; `json.dumps` if None. What it raises comes out as it is.
     """
+    query, jobs, numbers = prepare(query)
     args: dict[str, Value] = {}
-    casts: list[tuple[str, str]] = []
     for name, value in arguments.items():
-        kind = type(value)
-        if kind is str or value is None or kind is bool:
-            args[name] = value
-        elif kind is int:
-            casts.append((name, "bigint"))
-            args[name] = value
-        elif kind is float:
-            casts.append((name, "double precision"))
-            args[name] = value
-        elif isinstance(value, Mapping):
-            casts.append((name, "jsonb"))
-            args[name] = _text((dumps or json.dumps)(value))
-        elif name == job_parameter(query):
+        if name == jobs:
             args[name] = encode_jobs(value, dumps)
+        elif isinstance(value, dict):
+            query = query.replace(f"%({name})s", f"CAST(CAST(%({name})s AS text) AS jsonb)")
+            args[name] = _text((dumps or json.dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
             args[name] = list(value)
+        elif name in numbers and value is not None:
+            args[name] = float(value)
         else:
             args[name] = value
-    return _with_casts(query, tuple(casts)), args
+    return query, args
 
 
 def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
@@ -69,39 +85,39 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     :param jobs: `procrastinate.types.JobToDefer` tuples.
     """
     dumps = dumps or json.dumps
-    return "[" + ",".join([_encode_job(job, dumps) for job in jobs]) + "]"
+    return "[" + ",".join([_encode_job(dumps, *job) for job in jobs]) + "]"
 
 
-def _encode_job(job: Any, dumps: Dumps) -> str:
-    fields: list[str] = []
-    for name, value in zip(job._fields, job, strict=True):
-        kind = type(value)
-        if value is None:
-            continue
-        if kind is str:
-            text = encode_basestring(value)
-        elif kind is int:
-            text = str(value)
-        elif isinstance(value, Mapping):
-            text = _text(dumps(value))
-        elif isinstance(value, datetime.datetime):
-            text = f'"{value.isoformat()}"'
-        else:
-            # A lock may be a UUID, a priority an IntEnum: Procrastinate's own connectors take them.
-            text = json.dumps(value, default=str)
-        fields.append(f'"{name}":{text}')
-    return "{" + ",".join(fields) + "}"
+def _encode_job(
+    dumps: Dumps,
+    queue_name: str,
+    task_name: str,
+    priority: int,
+    lock: str | None,
+    queueing_lock: str | None,
+    args: Any,
+    scheduled_at: datetime.datetime | None,
+) -> str:
+    record = (
+        f'{{"queue_name":{_quote(queue_name)},"task_name":{_quote(task_name)},'
+        f'"priority":{priority:d},"args":{_text(dumps(args))}'
+    )
+    if lock is not None:
+        record += f',"lock":{_quote(lock)}'
+    if queueing_lock is not None:
+        record += f',"queueing_lock":{_quote(queueing_lock)}'
+    if scheduled_at is not None:
+        record += f',"scheduled_at":"{scheduled_at.isoformat()}"'
+    return record + "}"
+
+
+def _quote(value: object) -> str:
+    # Some pass a UUID for a lock, and Procrastinate's own psycopg connectors take it.
+    return encode_basestring(value if isinstance(value, str) else str(value))
 
 
 def _text(document: str | bytes) -> str:
     return document if isinstance(document, str) else document.decode()
-
-
-@functools.lru_cache(maxsize=256)
-def job_parameter(query: str) -> str | None:
-    """The name of the parameter that takes the job records, if *query* defers jobs."""
-    match = _JOBS.search(query)
-    return match[1] if match else None
 
 
 def queueing_locks(arguments: Mapping[str, Any]) -> list[str]:
@@ -109,22 +125,6 @@ def queueing_locks(arguments: Mapping[str, Any]) -> list[str]:
     jobs = arguments.get("jobs", ())
     locks = [arguments.get("queueing_lock"), *(job.queueing_lock for job in jobs)]
     return [lock for lock in locks if lock is not None]
-
-
-@functools.lru_cache(maxsize=256)
-def _with_casts(query: str, casts: tuple[tuple[str, str], ...]) -> str:
-    query = _JOBS.sub(_JOBS_AS_TEXT, query)
-    query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
-    for name, cast in casts:
-        placeholder = f"%({name})s"
-        if cast == "jsonb":
-            query = query.replace(placeholder, f"CAST(CAST({placeholder} AS text) AS jsonb)")
-        else:
-            # In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.
-            query = re.sub(
-                rf"{re.escape(placeholder)}(?=\s*\|\|)", f"CAST({placeholder} AS {cast})", query
-            )
-    return query
 
 
 def decode(rows: Rows, loads: Loads | None = None) -> Rows:

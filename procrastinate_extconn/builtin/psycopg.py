@@ -64,7 +64,11 @@ def execute_on_external(
     is_async = _IS_ASYNC.find(conn)
     if is_async is None:
         return None
-    _refuse_savepoint_in_pipeline(conn, query)
+    if conn.pgconn.pipeline_status and query.startswith("SAVEPOINT"):
+        raise UnusableConnection(
+            "this psycopg connection is in pipeline mode, where PostgreSQL skips a ROLLBACK TO SAVEPOINT after an "
+            "error: leave the pipeline first, or do without savepoint and on_conflict"
+        )
     return _execute_async(conn, query, args) if is_async else _execute(conn, query, args)
 
 
@@ -98,15 +102,7 @@ def _statement(
 
 
 def _has_rows(query: str) -> bool:
-    return query.lstrip()[:6].upper() in ("SELECT", "WITH S")
-
-
-def _refuse_savepoint_in_pipeline(conn: Any, query: str) -> None:
-    if query.startswith("SAVEPOINT") and conn.pgconn.pipeline_status:
-        raise UnusableConnection(
-            "this psycopg connection is in pipeline mode, where PostgreSQL skips a ROLLBACK TO SAVEPOINT after an "
-            "error: leave the pipeline first, or do without savepoint and on_conflict"
-        )
+    return query.lstrip()[:6].upper() in ("SELECT", "WITH S", "WITH J")
 
 
 @hookimpl
@@ -131,7 +127,7 @@ async def _lend_async(pool: AsyncConnectionPool) -> AsyncIterator[object]:
         yield conn
 
 
-# Rows are loaded by psycopg's own loaders: a person's loaders may make anything of a bigint or a jsonb.
+# Rows are loaded by psycopg's own loaders, JSON as text: a person's own may make anything of a bigint or a jsonb.
 
 
 class _Context(NamedTuple):
@@ -140,27 +136,24 @@ class _Context(NamedTuple):
 
 
 @functools.cache
-def _adapters() -> AdaptersMap:
+def _loading() -> tuple[Any, AdaptersMap]:
     from psycopg import postgres
-    from psycopg.adapt import AdaptersMap
+    from psycopg.adapt import AdaptersMap, Transformer
     from psycopg.types.string import TextLoader
 
     adapters = AdaptersMap(postgres.adapters)
     for type_name in ("json", "jsonb"):
         adapters.register_loader(type_name, TextLoader)
-    return adapters
+    return Transformer, adapters
 
 
 def _rows(cursor: Cursor[Any] | AsyncCursor[Any]) -> Rows:
-    from psycopg.adapt import Transformer
-
     result = cursor.pgresult
     if result is None or not result.nfields:
         return []
-    transformer = Transformer(_Context(_adapters(), cursor.connection))
+    transformer_class, adapters = _loading()
+    transformer = transformer_class(_Context(adapters, cursor.connection))
     transformer.set_pgresult(result)
-    names = [column.name for column in cursor.description or ()]
-    return [
-        dict(zip(names, values, strict=True))
-        for values in transformer.load_rows(0, result.ntuples, tuple)
-    ]
+    names = [(result.fname(index) or b"").decode() for index in range(result.nfields)]
+    rows = transformer.load_rows(0, result.ntuples, tuple)
+    return [dict(zip(names, values, strict=True)) for values in rows]
