@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from .exceptions import UnsupportedConnection
-from .hookspecs import Description, Rows, Value
+from .hookspecs import Description, Rows, State, Value
 
 T = TypeVar("T")
 
@@ -144,6 +144,33 @@ def rows(description: Iterable[Any] | None, fetched: Callable[[], Iterable[Any]]
         dict(row) if isinstance(row, Mapping) else dict(zip(names, row, strict=True))
         for row in fetched()
     ]
+
+
+def libpq_state(status: int, *, autocommit: bool) -> State:
+    """The state that libpq's ``PQtransactionStatus`` tells of: psycopg, psycopg2 and all that stands on them show it.
+
+    :param status: ``conn.info.transaction_status``. Of a closed connection it says nothing: look before.
+    :param autocommit: what the connection does outside a transaction.
+    """
+    if status == 0:
+        return "autocommit" if autocommit else "idle"
+    if status == 1:  # A statement is on its way, as in a pipeline, and so may a BEGIN be.
+        return "unknown" if autocommit else "in_transaction"
+    states: dict[int, State] = {2: "in_transaction", 3: "failed"}
+    return states.get(status, "closed")
+
+
+def require_postgresql(conn: object, dialect: str) -> None:
+    """Refuse a wrapper's connection that leads to another database.
+
+    :param dialect: what the wrapper calls its database.
+    :raises UnsupportedConnection: unless that is PostgreSQL.
+    """
+    if dialect not in ("postgres", "postgresql"):
+        raise UnsupportedConnection(
+            f"procrastinate-extconn does not support external connections to {dialect}: this {type(conn).__name__} "
+            "is not bound to PostgreSQL. Use one that is bound to the database where Procrastinate's schema is."
+        )
 
 
 def describe_held(conn: object) -> Description | None:
