@@ -123,6 +123,7 @@ class ExternalConnector(OneBodyConnector):
         state = description.state if description else "unknown"
         return server_errors.translate(
             exc,
+            self._conn,
             driver=description.driver if description else type_name(type(self._conn)),
             state="unknown" if isolated and state == "failed" else state,
             locks=wire.queueing_locks(arguments),

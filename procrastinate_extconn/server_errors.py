@@ -18,23 +18,28 @@ from .hookspecs import State
 
 _QUOTES = re.compile(r"[\"“„«].*[\"”“»]", re.DOTALL)
 
-_SCHEMA = (
-    "Procrastinate's schema, in the version that this Procrastinate needs, is not on the connection's search_path: "
-    "check `SHOW search_path` and which database this is, and apply the schema or its migrations there."
+_NO_SCHEMA = (
+    "Procrastinate's schema is not on the connection's search_path: check `SHOW search_path` and whether this is the "
+    "database where Procrastinate lives, or apply the schema there with `procrastinate schema --apply`."
 )
+_OTHER_SCHEMA = (
+    "Procrastinate's schema there is of another version than this Procrastinate: apply its migrations. (If it is not "
+    "there at all, check `SHOW search_path` and whether this is the right database.)"
+)
+_STANDBY = "The server is a standby, which takes no writes: use a connection to the primary."
 _ADVICE = {
     "25006": (
-        "The transaction is read-only: it was made so, by default_transaction_read_only for instance, or the server "
-        "is a standby. Use a connection to the primary that may write."
+        "The transaction is read-only: it was begun so, default_transaction_read_only says so, or the server is a "
+        "standby. Use a transaction that may write, on the primary."
     ),
     "25P02": "The transaction has failed before this call: roll it back, or roll back to a savepoint, and try again.",
-    "3F000": _SCHEMA,
+    "3F000": _NO_SCHEMA,
     "40001": "Run the whole transaction again.",
     "40P01": "The transaction was chosen to end a deadlock: run the whole transaction again.",
     "42501": "The connection's role lacks a privilege on Procrastinate's tables or functions: grant it.",
-    "42704": _SCHEMA,
-    "42883": _SCHEMA,
-    "42P01": _SCHEMA,
+    "42704": _OTHER_SCHEMA,
+    "42883": _OTHER_SCHEMA,
+    "42P01": _NO_SCHEMA,
     "53300": "The server has no connection slot left.",
     "22P02": "The job's arguments are not JSON that PostgreSQL reads: NaN and Infinity are not.",
     "22P05": "PostgreSQL cannot store this text: a NUL character, or one that the database's encoding lacks.",
@@ -42,6 +47,7 @@ _ADVICE = {
     "54001": "The arguments are nested too deeply for the server's max_stack_depth.",
     "54000": "The arguments are larger than PostgreSQL can store.",
 }
+_CONCURRENT = ("operation is in progress", "concurrent operations", "provisioning a new connection")
 _UNUSABLE = frozenset({"25P02", "57P01", "57P02", "57P03"})
 _FATE: dict[State, str] = {
     "failed": "Your transaction has failed: roll it back (external(conn, savepoint=True) keeps it).",
@@ -108,16 +114,22 @@ def _constraint_in_text(exc: BaseException) -> str | None:
 
 
 def translate(
-    exc: Exception, *, driver: str, state: State = "unknown", locks: Iterable[str] = ()
+    exc: Exception,
+    conn: object,
+    *,
+    driver: str,
+    state: State = "unknown",
+    locks: Iterable[str] = (),
 ) -> ConnectorException:
-    """Procrastinate's exception for the driver's *exc*, to be raised from its `cause`.
+    """Procrastinate's exception for the driver's *exc*, with the driver's error as its cause.
 
+    :param conn: what the statement ran on.
     :param driver: what was asked, for the text.
     :param state: the connection's state after the error.
     :param locks: the queueing locks that were sent.
     """
     error = read(exc)
-    text = _text(error, driver, state)
+    text = _text(error, conn, driver, state)
     result: ConnectorException
     if error.sqlstate == "23505" or error.constraint == QUEUEING_LOCK_CONSTRAINT:
         lock = _lock(error, list(locks)) if error.constraint == QUEUEING_LOCK_CONSTRAINT else None
@@ -130,19 +142,40 @@ def translate(
     return result
 
 
-def _text(error: ServerError, driver: str, state: State) -> str:
+def _text(error: ServerError, conn: object, driver: str, state: State) -> str:
+    advice = _ADVICE.get(error.sqlstate or "")
     if error.sqlstate is None:
         said = f"{driver} raised {type(error.cause).__name__} (see the cause)."
         if isinstance(error.cause, UnicodeError):
-            said += " The text cannot be encoded for this database."
-        elif "operation is in progress" in str(error.cause) or "concurrent" in str(error.cause):
-            said += (
-                " The connection is in use by another task or thread: give each a connection of its own, "
-                "or take turns."
-            )
+            advice = "The text cannot be encoded for this database."
+        elif any(words in str(error.cause) for words in _CONCURRENT):
+            advice = "The connection is in use by another task or thread: give each its own, or take turns."
     else:
         said = f"{driver}: {_harmless(error)} (SQLSTATE {error.sqlstate})."
-    return " ".join(filter(None, (said, _ADVICE.get(error.sqlstate or ""), _FATE.get(state))))
+        if error.sqlstate == "25006" and _is_standby(conn):
+            advice = _STANDBY
+        elif advice in (_NO_SCHEMA, _OTHER_SCHEMA):
+            said += _where(conn)
+    return " ".join(filter(None, (said, advice, _FATE.get(state))))
+
+
+def _is_standby(conn: object) -> bool:
+    """Whether the server has told so: PostgreSQL 14 and later do, and psycopg and psycopg2 keep it."""
+    try:
+        return bool(conn.info.parameter_status("in_hot_standby") == "on")  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - whatever it is, it does not know
+        return False
+
+
+def _where(conn: object) -> str:
+    """Which database and user, where the object knows: psycopg's and psycopg2's ``info``, SQLAlchemy's URL."""
+    info = getattr(conn, "info", None)
+    database, user = getattr(info, "dbname", None), getattr(info, "user", None)
+    engine = getattr(conn, "engine", None) or getattr(conn, "bind", None)
+    url = getattr(engine, "url", None)
+    if url is not None:
+        database, user = url.database, url.username
+    return f" This is database {database!r}, as {user!r}." if database else ""
 
 
 def _harmless(error: ServerError) -> str:

@@ -24,8 +24,11 @@ JSON_COLUMNS = ("args", "stats")
 """The columns that Procrastinate's queries return as JSON."""
 
 _JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
+# The table is named so that a database without Procrastinate's schema and one with another version of it give
+# different errors: the server looks at FROM first.
 _JOBS_AS_TEXT = (
-    r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)))"
+    r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)) "
+    r"FROM (SELECT CAST('procrastinate_jobs' AS regclass)) AS its_schema)"
 )
 _CAST = re.compile(r"%\((\w+)\)s::(\w+(?:\[\])?)")
 # In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.

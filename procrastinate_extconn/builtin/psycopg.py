@@ -12,7 +12,7 @@ from contextlib import (
 )
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..drivers import Classes, Refusal, numeric
+from ..drivers import Classes, Refusal, libpq_state, numeric
 from ..exceptions import UnusableConnection
 from ..hookspecs import Description, Rows, State, Value, hookimpl
 
@@ -35,8 +35,6 @@ _IS_ASYNC_POOL = Classes[bool](
     {"psycopg_pool.ConnectionPool": False, "psycopg_pool.AsyncConnectionPool": True}
 )
 _IS_RAW = Classes[bool]({"psycopg.RawCursor": True, "psycopg.AsyncRawCursor": True})
-# libpq's PQtransactionStatus: idle is 0, active is 1.
-_STATES: Mapping[int, State] = {2: "in_transaction", 3: "failed", 4: "closed"}
 
 
 @hookimpl
@@ -50,11 +48,7 @@ def describe_external(conn: Any) -> Description | None:
 def _state(conn: Any) -> State:
     if conn.closed:
         return "closed"
-    status = conn.pgconn.transaction_status
-    if status == 0:
-        return "autocommit" if conn.autocommit else "idle"
-    # Active in a pipeline: the statements before this one are on their way, and so may a BEGIN be.
-    return _STATES.get(status) or ("unknown" if conn.autocommit else "in_transaction")
+    return libpq_state(conn.pgconn.transaction_status, autocommit=conn.autocommit)
 
 
 @hookimpl

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from ..drivers import Classes, Refusal, describe_held, named
+from ..drivers import Classes, Refusal, describe_held, named, require_postgresql
 from ..exceptions import UnsupportedConnection
 from ..hookspecs import Description, Rows, State, Value, hookimpl
 
@@ -95,12 +95,7 @@ def describe_external(conn: Any) -> Description | None:
             return Description(conn.dialect.driver, "sqlalchemy", is_async, "closed")
     bind = target if _CONNECTION.find(target) else _bind(target)
     dialect = bind.dialect
-    if dialect.name != "postgresql":
-        raise UnsupportedConnection(
-            f"procrastinate-extconn does not support external connections to {dialect.name}: this SQLAlchemy "
-            f"{type(conn).__name__} is not bound to PostgreSQL. Use one that is bound to the database where "
-            "Procrastinate's schema is."
-        )
+    require_postgresql(conn, dialect.name)
     return Description(dialect.driver, "sqlalchemy", is_async, _state(target, bind))
 
 
