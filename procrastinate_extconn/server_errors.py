@@ -41,7 +41,6 @@ _ADVICE = {
     "42883": _OTHER_SCHEMA,
     "42P01": _NO_SCHEMA,
     "53300": "The server has no connection slot left.",
-    "22P02": "The job's arguments are not JSON that PostgreSQL reads: NaN and Infinity are not.",
     "22P05": "PostgreSQL cannot store this text: a NUL character, or one that the database's encoding lacks.",
     "22021": "PostgreSQL cannot store this text: a NUL character, or one that the database's encoding lacks.",
     "54001": "The arguments are nested too deeply for the server's max_stack_depth.",
@@ -152,7 +151,9 @@ def _text(error: ServerError, conn: object, driver: str, state: State) -> str:
             advice = "The connection is in use by another task or thread: give each its own, or take turns."
     else:
         said = f"{driver}: {_harmless(error)} (SQLSTATE {error.sqlstate})."
-        if error.sqlstate == "25006" and _is_standby(conn):
+        if error.sqlstate == "22P02" and "json" in said:
+            advice = "The job's arguments are not JSON that PostgreSQL reads: NaN and Infinity are not."
+        elif error.sqlstate == "25006" and _is_standby(conn):
             advice = _STANDBY
         elif advice in (_NO_SCHEMA, _OTHER_SCHEMA):
             said += _where(conn)
