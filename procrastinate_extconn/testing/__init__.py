@@ -1,0 +1,1 @@
+"""For tests: the contract kit for driver plugins, and help for applications."""

@@ -1,0 +1,36 @@
+"""The PostgreSQL server of a test run."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+import pytest
+
+from ..embedded import TemporaryServer
+
+VARIABLE = "EXTCONN_TEST_DSN"
+_DSN = pytest.StashKey[str]()
+
+
+def server_dsn(config: pytest.Config) -> str:
+    """The server of this run: what the environment variable says, or a temporary one that ends with the run.
+
+    :param config: of the run; what was started is kept in it.
+    :returns: a URI; its user may create databases.
+    """
+    if _DSN not in config.stash:
+        config.stash[_DSN] = os.environ.get(VARIABLE) or _start(config)
+    return config.stash[_DSN]
+
+
+def _start(config: pytest.Config) -> str:
+    server = TemporaryServer()
+    server.start()
+    config.add_cleanup(server.stop)
+    return server.dsn()
+
+
+def database_dsn(server: str, name: str) -> str:
+    """The URI of another database on *server*."""
+    return urlsplit(server)._replace(path=f"/{name}").geturl()
