@@ -146,16 +146,18 @@ def rows(description: Iterable[Any] | None, fetched: Callable[[], Iterable[Any]]
     ]
 
 
-def libpq_state(status: int, *, autocommit: bool) -> State:
-    """The state that libpq's ``PQtransactionStatus`` tells of: psycopg, psycopg2 and all that stands on them show it.
+def libpq_state(conn: Any, status: int) -> State:
+    """The state of a psycopg or psycopg2 connection.
 
-    :param status: ``conn.info.transaction_status``. Of a closed connection it says nothing: look before.
-    :param autocommit: what the connection does outside a transaction.
+    :param conn: anything with their ``closed`` and ``autocommit``.
+    :param status: libpq's ``PQtransactionStatus``, such as ``conn.info.transaction_status``.
     """
+    if conn.closed:
+        return "closed"
     if status == 0:
-        return "autocommit" if autocommit else "idle"
+        return "autocommit" if conn.autocommit else "idle"
     if status == 1:  # A statement is on its way, as in a pipeline, and so may a BEGIN be.
-        return "unknown" if autocommit else "in_transaction"
+        return "unknown" if conn.autocommit else "in_transaction"
     states: dict[int, State] = {2: "in_transaction", 3: "failed"}
     return states.get(status, "closed")
 

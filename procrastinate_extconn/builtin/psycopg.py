@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..drivers import Classes, Refusal, libpq_state, numeric
 from ..exceptions import UnusableConnection
-from ..hookspecs import Description, Rows, State, Value, hookimpl
+from ..hookspecs import Description, Rows, Value, hookimpl
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
@@ -42,13 +42,8 @@ def describe_external(conn: Any) -> Description | None:
     is_async = _IS_ASYNC.find(conn)
     if is_async is None:
         return None
-    return Description("psycopg", "psycopg", is_async, _state(conn))
-
-
-def _state(conn: Any) -> State:
-    if conn.closed:
-        return "closed"
-    return libpq_state(conn.pgconn.transaction_status, autocommit=conn.autocommit)
+    state = libpq_state(conn, conn.pgconn.transaction_status)
+    return Description("psycopg", "psycopg", is_async, state)
 
 
 @hookimpl
