@@ -1,0 +1,50 @@
+"""aiopg: `aiopg.Connection`, in the transaction that a ``BEGIN`` has opened."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, rows
+from procrastinate_extconn.hookspecs import Description, Rows, Value, hookimpl
+
+_CONNECTION = Classes[bool](
+    {
+        "aiopg.Connection": True,
+        "aiopg.Cursor": Refusal("cursor.connection"),
+        "aiopg.Pool": Refusal("async with pool.acquire() as conn: ..."),
+    }
+)
+_POOL = Classes[bool]({"aiopg.Pool": True})
+
+
+@hookimpl
+def describe_external(conn: Any) -> Description | None:
+    if not _CONNECTION.find(conn):
+        return None
+    state = libpq_state(conn.raw, conn.raw.get_transaction_status())
+    return Description("aiopg", "aiopg", is_async=True, state=state)
+
+
+@hookimpl
+def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Awaitable[Rows] | None:
+    return _execute(conn, query, args) if _CONNECTION.find(conn) else None
+
+
+async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
+    async with conn.cursor() as cursor:
+        await cursor.execute(query, args)
+        fetched: list[Any] = await cursor.fetchall() if cursor.description else []
+        return rows(cursor.description, lambda: fetched)
+
+
+@hookimpl
+def connect_external(pool: Any) -> AbstractAsyncContextManager[object] | None:
+    return _lend(pool) if _POOL.find(pool) else None
+
+
+@asynccontextmanager
+async def _lend(pool: Any) -> AsyncGenerator[object]:
+    async with pool.acquire() as conn, conn.cursor() as cursor, cursor.begin():
+        yield conn

@@ -1,0 +1,66 @@
+"""Django: `django.db.connections[alias]` and the `django.db.connection` proxy, on psycopg 3 and on psycopg2.
+
+Always through Django's own cursor: it connects at the first statement, and execute wrappers, query logging and the
+bookkeeping of ``atomic()`` stand there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from procrastinate_extconn.drivers import (
+    Classes,
+    Refusal,
+    libpq_state,
+    require_postgresql,
+    rows,
+)
+from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+
+_CONNECTION = Classes[bool](
+    {
+        "django.db.backends.base.base.BaseDatabaseWrapper": True,
+        "django.utils.connection.ConnectionProxy": True,
+        "django.db.utils.ConnectionHandler": Refusal('connections["default"]'),
+        "django.db.backends.utils.CursorWrapper": Refusal("cursor.db"),
+        "django.db.transaction.Atomic": Refusal("from django.db import connection"),
+    }
+)
+
+
+@hookimpl
+def describe_external(conn: Any) -> Description | None:
+    if not _CONNECTION.find(conn):
+        return None
+    require_postgresql(conn, getattr(conn, "vendor", "what is no database"))
+    return Description(conn.Database.__name__, "django", is_async=False, state=_state(conn))
+
+
+def _state(conn: Any) -> State:
+    held = conn.connection
+    if conn.closed_in_transaction or (held is not None and held.closed):
+        return "closed"
+    if conn.needs_rollback:
+        return "failed"
+    if held is None:  # Django connects at the first statement.
+        return "autocommit" if conn.settings_dict["AUTOCOMMIT"] else "idle"
+    state = libpq_state(held, held.info.transaction_status)
+    return "in_transaction" if conn.in_atomic_block and state == "idle" else state
+
+
+@hookimpl
+def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Rows | None:
+    if not _CONNECTION.find(conn):
+        return None
+    if conn.in_atomic_block and query.startswith("ROLLBACK TO"):
+        conn.set_rollback(False)  # Django would refuse even that.
+    with conn.cursor() as cursor:
+        try:
+            cursor.execute(query, dict(args))
+        except Exception:
+            # As Django's own statements do, so that an atomic block does not commit what the server has given up.
+            if conn.in_atomic_block:
+                conn.set_rollback(True)
+            raise
+        return rows(cursor.description, cursor.fetchall)

@@ -1,0 +1,82 @@
+"""psycopg2: `psycopg2.extensions.connection`, whatever its cursor factory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib import import_module
+from typing import Any
+
+from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, rows
+from procrastinate_extconn.exceptions import UnsupportedConnection
+from procrastinate_extconn.hookspecs import Description, Rows, Value, hookimpl
+
+_CONNECTION = Classes[bool](
+    {
+        "psycopg2.extensions.connection": True,
+        "psycopg2.extensions.cursor": Refusal("cursor.connection"),
+        "psycopg2.pool.AbstractConnectionPool": Refusal("conn = pool.getconn()"),
+    }
+)
+_POOL = Classes[bool]({"psycopg2.pool.AbstractConnectionPool": True})
+
+
+@hookimpl
+def describe_external(conn: Any) -> Description | None:
+    if not _CONNECTION.find(conn):
+        return None
+    if conn.async_:
+        raise UnsupportedConnection(
+            "procrastinate-extconn does not support external connections of psycopg2 in asynchronous mode: nothing "
+            "waits for their results. Connect without `async_=True`, or with aiopg."
+        )
+    state = libpq_state(conn, conn.get_transaction_status())
+    return Description("psycopg2", "psycopg2", is_async=False, state=state)
+
+
+@hookimpl
+def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Rows | None:
+    if not _CONNECTION.find(conn):
+        return None
+    # The connection's own cursor factory stays: it is where tracing libraries sit.
+    with conn.cursor() as cursor:
+        _read_plainly(cursor)
+        cursor.execute(query, args)
+        return rows(cursor.description, cursor.fetchall)
+
+
+@hookimpl
+def connect_external(pool: Any) -> AbstractContextManager[object] | None:
+    return _lend(pool) if _POOL.find(pool) else None
+
+
+@contextmanager
+def _lend(pool: Any) -> Generator[object]:
+    conn = pool.getconn()
+    try:
+        with conn:
+            yield conn
+    finally:
+        pool.putconn(conn)
+
+
+def _read_plainly(cursor: Any) -> None:
+    """Undo, on this cursor alone, what a person's casters make of the types in Procrastinate's rows."""
+    extensions, casters = _casters()
+    # A proxy may be no cursor to psycopg2: there, the person's casters stay.
+    with suppress(TypeError):
+        for caster in casters:
+            extensions.register_type(caster, cursor)
+
+
+@functools.cache
+def _casters() -> tuple[Any, list[Any]]:
+    extensions: Any = import_module("psycopg2.extensions")
+    json = extensions.new_type((114, 3802), "JSON", _as_text)
+    names = ("BOOLEAN", "INTEGER", "LONGINTEGER", "PYDATETIMETZ", "UNICODE")
+    return extensions, [json, *(getattr(extensions, name) for name in names)]
+
+
+def _as_text(value: str | None, cursor: object) -> str | None:
+    return value
