@@ -1,0 +1,74 @@
+"""pg8000: the connections of `pg8000.dbapi`, of `pg8000.native` and of `pg8000.connect`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from procrastinate_extconn.drivers import Classes, Refusal, named, numeric, positional, rows
+from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+
+_IS_NATIVE = Classes[bool](
+    {
+        "pg8000.native.Connection": True,
+        "pg8000.dbapi.Connection": False,
+        "pg8000.legacy.Connection": False,
+        "pg8000.dbapi.Cursor": Refusal("cursor.connection"),
+        "pg8000.legacy.Cursor": Refusal("cursor.connection"),
+        "pg8000.native.PreparedStatement": Refusal("statement.con"),
+    }
+)
+_STATES: Mapping[bytes, State] = {b"T": "in_transaction", b"E": "failed"}
+
+
+@hookimpl
+def describe_external(conn: Any) -> Description | None:
+    if _IS_NATIVE.find(conn) is None:
+        return None
+    return Description("pg8000", "pg8000", is_async=False, state=_state(conn))
+
+
+def _state(conn: Any) -> State:
+    # pg8000 tells nobody, but it keeps the status byte of the server's last ReadyForQuery.
+    if conn._usock is None:
+        return "closed"
+    begins_by_itself = not getattr(conn, "autocommit", True)
+    return _STATES.get(conn._transaction_status) or ("idle" if begins_by_itself else "autocommit")
+
+
+@hookimpl
+def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Rows | None:
+    is_native = _IS_NATIVE.find(conn)
+    if is_native is None:
+        return None
+    return _run(conn, query, args) if is_native else _execute(conn, query, args)
+
+
+def _run(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
+    fetched = conn.run(named(query), **args)
+    names = [column["name"] for column in conn.columns or ()]
+    return [dict(zip(names, row, strict=True)) for row in fetched or ()]
+
+
+def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
+    cursor = conn.cursor()
+    cursor.execute(*_statement(_paramstyle(cursor), query, args))
+    return rows(cursor.description, cursor.fetchall)
+
+
+def _paramstyle(cursor: Any) -> str:
+    style: str = getattr(cursor, "paramstyle", None) or sys.modules["pg8000.dbapi"].paramstyle
+    return style
+
+
+def _statement(
+    style: str, query: str, args: Mapping[str, Value]
+) -> tuple[str, Sequence[Value] | Mapping[str, Value]]:
+    if args and style == "pyformat":
+        return query, args
+    if args and style == "named":
+        return named(query), args
+    # Without values pg8000 takes the text as it is, and a $1 passes in "qmark" and "numeric".
+    query, names = positional(query) if args and style == "format" else numeric(query)
+    return query, [args[name] for name in names]

@@ -1,0 +1,94 @@
+"""psqlpy: `psqlpy.Connection` and `psqlpy.Transaction`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from procrastinate_extconn.drivers import Classes, Refusal, numeric
+from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+
+if TYPE_CHECKING:
+    from psqlpy import Connection, ConnectionPool, Transaction
+
+T = TypeVar("T")
+
+_IS_TRANSACTION = Classes[bool](
+    {
+        "psqlpy.Connection": False,
+        "psqlpy.Transaction": True,
+        "psqlpy.ConnectionPool": Refusal("async with pool.acquire() as conn: ..."),
+        "psqlpy.Cursor": Refusal("configure(connection=conn)  # the connection that made it"),
+    }
+)
+_POOL = Classes[bool]({"psqlpy.ConnectionPool": True})
+
+
+@hookimpl
+def describe_external(conn: Any) -> Description | None:
+    is_transaction = _IS_TRANSACTION.find(conn)
+    if is_transaction is None:
+        return None
+    return Description("psqlpy", "psqlpy", is_async=True, state=_state(conn, is_transaction))
+
+
+def _state(conn: Any, is_transaction: bool) -> State:
+    from psqlpy.exceptions import InterfaceError
+
+    # is_closed() says the opposite of what is so, up to psqlpy 0.13. A pipeline of nothing sends nothing.
+    try:
+        if is_transaction:
+            _at_once(conn.pipeline([]))
+            return "in_transaction"
+        conn.transaction()
+    except InterfaceError:
+        return "closed"
+    # False says that it began none itself: somebody may have sent a BEGIN.
+    return "in_transaction" if _at_once(conn.in_transaction()) else "unknown"
+
+
+def _at_once(coroutine: Coroutine[Any, Any, T]) -> T | None:
+    """The result of a coroutine that waits for no server."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    return None
+
+
+@hookimpl
+def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Awaitable[Rows] | None:
+    return None if _IS_TRANSACTION.find(conn) is None else _execute(conn, query, args)
+
+
+async def _execute(conn: Connection | Transaction, query: str, args: Mapping[str, Value]) -> Rows:
+    query, names = numeric(_UNREADABLE.sub(r"CAST(\g<0> AS text)", query))
+    result = await conn.execute(query, [args[name] for name in names])
+    return result.result(custom_decoders=_DECODERS)
+
+
+# psqlpy reads neither void nor regclass, and a number in JSON as a 64-bit one.
+_UNREADABLE = re.compile(r"(?<=^SELECT )(?:to_regclass\([^;]*\)|\w+\([^;]*\)(?=;?\s*$))")
+
+
+def _json(raw: bytes) -> str:
+    return raw.removeprefix(b"\x01").decode()  # jsonb starts with its version
+
+
+_DECODERS: dict[str, Callable[[bytes], Any]] = {"args": _json, "stats": _json}
+
+
+@hookimpl
+def connect_external(pool: Any) -> AbstractAsyncContextManager[Any] | None:
+    return _connect(pool) if _POOL.find(pool) else None
+
+
+@contextlib.asynccontextmanager
+async def _connect(pool: ConnectionPool) -> AsyncGenerator[Transaction, None]:
+    async with pool.acquire() as conn, conn.transaction() as transaction:
+        yield transaction
