@@ -131,6 +131,11 @@ class Plugins:
         implementations = reversed(getattr(self._manager.hook, hook).get_hookimpls())
         return [one.plugin_name for one in implementations if one.plugin_name != _FALLBACK]
 
+    def get(self, name: str) -> object | None:
+        """The plugin that is registered as *name*."""
+        plugin: object | None = self._manager.get_plugin(name)
+        return plugin
+
     # -- asking -------------------------------------------------------------------------------------------------
 
     def execute(self, conn: object, query: str, args: Mapping[str, Value]) -> Any:

@@ -1,0 +1,74 @@
+"""How commands print: in colour on a terminal, in plain text elsewhere, and as JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+BOX = box.SIMPLE_HEAD
+_UNFOLDED = 1000
+"""The width of what is no terminal: who searches a log finds a sentence on one line."""
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+
+
+def stdout() -> Console:
+    """Where results go."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """Where progress goes, and what went wrong."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _UNFOLDED
+    return console
+
+
+def print_json(value: Any) -> None:
+    """Print *value* for a machine."""
+    click.echo(json.dumps(value, indent=2))
+
+
+class Steps:
+    """What a command is at, in a ``with`` block: a bar that moves on a terminal, a line for each step elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = stderr()
+        self._progress = Progress(
+            SpinnerColumn("line"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, what: str, parts: int = 1) -> Callable[[], None]:
+        """Begin a step.
+
+        :param parts: how many parts it has.
+        :returns: what to call when a part is done.
+        """
+        if self._progress.disable:
+            self._console.print(f"{what} ...")
+        step = self._progress.add_task(what, total=parts)
+        return lambda: self._progress.advance(step)

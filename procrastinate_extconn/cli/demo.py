@@ -1,0 +1,194 @@
+"""``procrastinate-extconn demo``: the main job, on a real server with a real worker."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..fallback import install_line
+from ..kinds import KINDS, Kind
+from . import console
+from .interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from .demonstration import Outcome
+
+_CODE = """\
+    import procrastinate_extconn as extconn
+    extconn.install()  # once, where your program starts
+    process_order.configure(connection=conn).defer(order_id=42)  # on the connection you hold
+"""
+_DISTRIBUTIONS = {"psycopg2": "psycopg2-binary"}
+"""Where a module's distribution has another name."""
+
+
+@click.command()
+@click.option(
+    "--dsn",
+    metavar="DSN",
+    help="Use this server, not one of its own. The demo works in a new database there, or in a new schema where it "
+    "cannot have a database, and removes it again. Leave the password to PGPASSWORD or a password file.",
+)
+@console.as_json
+def demo(dsn: str | None, as_json: bool) -> None:
+    """Watch orders and their jobs be committed, and rolled back, together.
+
+    On each kind of connection that is installed, one order is committed with its job and another is rolled back with
+    its job. Then a worker runs the jobs. All that on a PostgreSQL which the demo starts, and removes.
+
+    The exit status is 0 if everything was as it should be, and 1 if not.
+    """
+    server = ""
+    outcomes: list[Outcome] = []
+    with Interrupts() as interrupts, contextlib.suppress(KeyboardInterrupt):
+        server, outcomes = _run(dsn, interrupts)
+    if interrupts.received:
+        console.stderr().print("Interrupted. Nothing is left behind.")
+        raise SystemExit(128 + interrupts.received)
+    if as_json:
+        _print_json(server, outcomes)
+    else:
+        _print(server, outcomes)
+    if not _all_right(outcomes):
+        raise SystemExit(1)
+
+
+def _run(dsn: str | None, interrupts: Interrupts) -> tuple[str, list[Outcome]]:
+    """Return what the server was, and what became of the orders.
+
+    :raises click.ClickException: if it could not be tried.
+    """
+    import psycopg
+    from procrastinate.exceptions import ProcrastinateException
+
+    from ..embedded import ServerError
+    from .demonstration import Demonstration
+    from .server_address import ServerAddress
+    from .workspace import NotRemoved, on_server, own_server
+
+    address = None if dsn is None else ServerAddress.from_option(dsn)
+    kinds = [kind for kind in KINDS if not kind.missing()]
+    outcomes: list[Outcome] = []
+    try:
+        with console.Steps() as steps:
+            steps.begin("Starting PostgreSQL" if address is None else f"Connecting to {address}")
+            place = own_server(interrupts) if address is None else on_server(address)
+            with place as workspace, interrupts.allowed():
+                demonstration = Demonstration(workspace)
+                server = demonstration.prepare()
+                placed = steps.begin("Committing and rolling back orders", len(kinds))
+                for outcome in demonstration.place_orders(kinds):
+                    outcomes.append(outcome)
+                    placed()
+                committed = [outcome for outcome in outcomes if outcome.committed_together]
+                processed = steps.begin("Running the jobs with a worker", len(committed))
+                demonstration.run_worker(committed, processed)
+    except (psycopg.Error, ProcrastinateException, ServerError, NotRemoved) as exc:
+        cause = exc.__cause__ if isinstance(exc, ProcrastinateException) else None
+        reason = str(cause or exc).strip()
+        raise click.ClickException(address.harmless(reason) if address else reason) from exc
+    return server, outcomes
+
+
+def _all_right(outcomes: list[Outcome]) -> bool:
+    return bool(outcomes) and not any(outcome.reason for outcome in outcomes)
+
+
+def _print_json(server: str, outcomes: list[Outcome]) -> None:
+    console.print_json(
+        {
+            "ok": _all_right(outcomes),
+            "server": server,
+            "kinds": [
+                {
+                    "kind": outcome.kind.id,
+                    "plugin": outcome.kind.plugin,
+                    "committed_together": outcome.committed_together,
+                    "rolled_back_together": outcome.rolled_back_together,
+                    "run_by_worker": outcome.run_by_worker,
+                    "reason": outcome.reason,
+                }
+                for outcome in outcomes
+            ],
+            "not_installed": [
+                {"kind": kind.id, "install": line}
+                for line, kinds in _not_installed().items()
+                for kind in kinds
+            ],
+        }
+    )
+
+
+def _print(server: str, outcomes: list[Outcome]) -> None:
+    out = console.stdout()
+    table = Table(
+        "kind of connection",
+        "committed\ntogether",
+        "rolled back\ntogether",
+        "run by\nthe worker",
+        box=console.BOX,
+    )
+    for outcome in outcomes:
+        table.add_row(
+            outcome.kind.id,
+            _yes_or_no(outcome.committed_together),
+            _yes_or_no(outcome.rolled_back_together),
+            _yes_or_no(outcome.run_by_worker),
+        )
+    out.print(f"\n{server}")
+    out.print(table)
+    _print_not_installed(out)
+    failed = [outcome for outcome in outcomes if outcome.reason]
+    for outcome in failed:
+        out.print(f"{outcome.kind.id}: {outcome.reason}", style="red")
+    if failed or not outcomes:
+        out.print(
+            f"\nNot as it should be: {len(failed)} of {len(outcomes)} kinds of connection.",
+            style="bold",
+        )
+    else:
+        _print_happy_end(out, len(outcomes))
+
+
+def _yes_or_no(value: bool) -> Text:
+    return Text("yes", "green") if value else Text("no", "bold red")
+
+
+def _print_not_installed(out: Console) -> None:
+    not_installed = _not_installed()
+    if not_installed:
+        out.print("Not installed here:", style="dim")
+    for line, kinds in not_installed.items():
+        out.print(f"  {', '.join(kind.id for kind in kinds)}: {line}", style="dim")
+
+
+def _not_installed() -> dict[str, list[Kind]]:
+    """The command that installs them -> the kinds of connection that are not there."""
+    found: dict[str, list[Kind]] = {}
+    for kind in KINDS:
+        missing = kind.missing()
+        if f"procrastinate_extconn_{kind.plugin}" in missing:
+            found.setdefault(install_line(kind.plugin), []).append(kind)
+        elif missing:
+            names = [_DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in missing]
+            found.setdefault(f"pip install {' '.join(names)}", []).append(kind)
+    return found
+
+
+def _print_happy_end(out: Console, number: int) -> None:
+    out.print(
+        f"""
+{number} orders were committed, and their jobs with them: nobody saw either a moment too soon, and the worker ran
+each job once. {number} more were rolled back, and their jobs are gone as if they had never been.
+No outbox table, no relay, no job for an order that does not exist: the job was part of the transaction.
+"""
+    )
+    out.print("In your own app, three lines:\n", style="bold")
+    out.print(_CODE, style="cyan")
+    out.print("On an async connection: `await process_order.configure(...).defer_async(order_id=42)`.")
+    out.print("You commit, nobody else does. `procrastinate-extconn doctor` looks at your own database.")

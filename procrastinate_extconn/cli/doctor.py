@@ -1,0 +1,101 @@
+"""``procrastinate-extconn doctor``: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from ..kinds import KINDS
+from . import console
+from .findings import Finding
+from .installation import DISTRIBUTION, interface, plugin_findings, version
+
+_STYLES = {"ok": "green", "hint": "yellow", "skipped": "dim", "problem": "bold red"}
+
+
+@click.command()
+@click.option(
+    "--dsn",
+    metavar="DSN",
+    default="",
+    help="The database that your app uses. What it leaves out comes, as with psql, from PGHOST, PGPORT, PGDATABASE, "
+    "PGUSER, PGPASSWORD, PGSERVICE and password files. Leave the password to these.",
+)
+@console.as_json
+def doctor(dsn: str, as_json: bool) -> None:
+    """Find out why jobs cannot be deferred in your transactions.
+
+    Looks at Procrastinate, the plugins, the server and the schema. Then each kind of connection that is installed
+    defers a job, in a transaction that is rolled back: nothing stays of it but gaps among the ids.
+
+    The exit status is 0 if all is well, 1 if there are problems, and 2 if the command was not understood.
+    """
+    findings = list(_examine(dsn))
+    problems = sum(finding.status == "problem" for finding in findings)
+    if as_json:
+        console.print_json(
+            {"healthy": not problems, "findings": [one._asdict() for one in findings]}
+        )
+    else:
+        _print(findings, problems)
+    if problems:
+        raise SystemExit(1)
+
+
+def _examine(dsn: str) -> Iterator[Finding]:
+    try:
+        import psycopg
+    except ImportError as exc:
+        yield Finding(
+            "psycopg",
+            "problem",
+            f"it cannot be imported: {' '.join(str(exc).split())}",
+            "pip install 'procrastinate-extconn[psycopg]'",
+        )
+        return
+    from .pooling import pooler
+    from .server import Server, unreachable
+    from .server_address import ServerAddress
+    from .trials import Trials, autocommit
+
+    address = ServerAddress.from_option(dsn)
+    yield interface()
+    yield from plugin_findings()
+    try:
+        conn = psycopg.connect(address.dsn, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as exc:
+        yield unreachable(exc, address)
+        return
+    with conn:
+        address.settle(conn)
+        pooled = list(pooler(conn, address.dsn))
+        findings = [*Server(conn, address).findings(), *pooled]
+    yield from findings
+    if any(finding.status == "problem" for finding in findings):
+        yield Finding("drivers", "skipped", "not tried: the rest comes first")
+        return
+    kinds = [kind for kind in KINDS if not kind.missing()]
+    with console.Steps() as steps:
+        tried = steps.begin("Deferring jobs, and rolling them back", len(kinds))
+        yield from Trials(address, is_pooled=bool(pooled)).findings(kinds, tried)
+    yield from autocommit(kinds)
+
+
+def _print(findings: list[Finding], problems: int) -> None:
+    out = console.stdout()
+    table = Table.grid("", "", "", padding=(0, 2, 0, 0))
+    for finding in findings:
+        text = Text(finding.text)
+        if finding.fix:
+            text.append(f"\n-> {finding.fix}", style="bold")
+        table.add_row(Text(finding.status, _STYLES[finding.status]), finding.check, text)
+    out.print(f"{DISTRIBUTION} {version()}, Python {platform.python_version()}\n", style="bold")
+    out.print(table)
+    if problems:
+        out.print(f"\n{problems} problem{'s' * (problems > 1)}.", style="bold red")
+    else:
+        out.print("\nAll is well.", style="bold green")

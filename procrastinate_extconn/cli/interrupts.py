@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM end a command where it can be ended, and only there."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Generator
+from types import FrameType
+from typing import Any
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class Interrupts:
+    """Inside the ``with`` block a signal is noted, and raised as `KeyboardInterrupt` where `allowed` says so.
+
+    So what makes something or clears it away runs to its end, however often somebody presses Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """The first signal that came."""
+        self._allowed = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def allowed(self) -> Generator[None]:
+        """Let a signal interrupt the block, one that came before it included."""
+        self._allowed = True
+        try:
+            if self.received:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._allowed = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        if self._allowed:
+            # The exception that psycopg and asyncio know: they cancel what they are waiting for.
+            raise KeyboardInterrupt
