@@ -15,6 +15,7 @@ from .exceptions import (
 
 if TYPE_CHECKING:
     from .ambient import using
+    from .completion import complete, complete_async
     from .connector import ExternalConnector
     from .hookspecs import Description, hookimpl
     from .options import external
@@ -32,6 +33,8 @@ __all__ = [
     "SyncAsyncMismatch",
     "UnsupportedConnection",
     "UnusableConnection",
+    "complete",
+    "complete_async",
     "describe",
     "external",
     "hookimpl",
@@ -48,6 +51,8 @@ _HOMES = {
     "Description": "hookspecs",
     "ExternalConnector": "connector",
     "PoolConnector": "pool",
+    "complete": "completion",
+    "complete_async": "completion",
     "describe": "transaction",
     "external": "options",
     "hookimpl": "hookspecs",

@@ -179,8 +179,18 @@ def _is_procrastinates(cls: type[BaseConnector]) -> bool:
 
 def _wrap_class(cls: type[BaseConnector]) -> None:
     for name in (*METHODS, *WITH_CONNECTION):
+        wrap_method(cls, name, functools.partial(_wrapper, name=name))
+
+
+def wrap_method(cls: type, name: str, wrap: Callable[[Any], Any]) -> bool:
+    """Put ``wrap(method)`` in the place of a method of Procrastinate's until `uninstall`, if it is not there yet.
+
+    :returns: whether *cls* has the method.
+    """
+    with _lock:
         if name in vars(cls) and (cls, name) not in _replaced:
-            _replace(cls, name, _wrapper(vars(cls)[name], name))
+            _replace(cls, name, wrap(vars(cls)[name]))
+    return name in vars(cls)
 
 
 def _replace(cls: type, name: str, new: Any) -> None:

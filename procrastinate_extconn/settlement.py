@@ -1,0 +1,322 @@
+"""What a worker makes of a job for which `complete` was called: it looks at the job's row, and believes that.
+
+Such a run of a job succeeds with its task's transaction or not at all. Procrastinate's own worker knows nothing of
+that transaction, so four of its methods are wrapped, from the first `complete` in this process until `uninstall`.
+All other jobs go straight through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from procrastinate.exceptions import ConnectorException, JobRetry
+from procrastinate.jobs import Job, Status
+from procrastinate.manager import JobManager
+from procrastinate.worker import Worker
+
+from . import patching
+from .exceptions import ExternalConnectionError
+
+logger = logging.getLogger(__name__)
+
+ROW = """\
+SELECT CAST(status AS text) AS status, attempts, worker_id
+FROM procrastinate_jobs WHERE id = %(job_id)s"""
+
+# The weakest lock that the task's transaction keeps others from; a person's foreign key to the job is not in its way.
+_UNLOCKED_ROW = f"{ROW} FOR SHARE SKIP LOCKED"
+
+_DELETE = "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
+
+_PATIENCE = (0, 0.01, 0.03, 0.1)
+"""Seconds before each look at a locked row: a server needs a moment to roll back for a connection that was closed."""
+
+_KEY = "_procrastinate_extconn_ending"
+
+
+class Fate(Enum):
+    """What has become of one run of a job, by the job's row."""
+
+    COMPLETED = "the task's transaction was committed"
+    RUNNING = "the task's transaction was rolled back"
+    OPEN = "the task's transaction is still open"
+    TAKEN = "the job is another run's, or was ended or deleted by somebody"
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], job: Job) -> Fate:
+        """Read *row* as of the run that *job* was fetched for."""
+        if row["worker_id"] in (job.worker_id, None):
+            if row["status"] == "doing" and row["attempts"] == job.attempts:
+                return cls.RUNNING
+            if row["status"] == "succeeded" and row["attempts"] == job.attempts + 1:
+                return cls.COMPLETED
+        return cls.TAKEN
+
+
+def expect(job: Job) -> None:
+    """Let the worker that runs *job* end it by its row.
+
+    :raises ExternalConnectionError: if this version of Procrastinate has another worker than the one known here.
+    """
+    for (cls, name), wrap in _WRAPPERS.items():
+        if not patching.wrap_method(cls, name, wrap):
+            raise ExternalConnectionError(
+                f"this version of Procrastinate has no {cls.__name__}.{name}, so its worker would not accept a job "
+                "that its task has completed: use a version that procrastinate-extconn is tested with"
+            )
+    # On the job, so that nothing is left behind: the worker drops it with the job.
+    vars(job).setdefault(_KEY, _Ending(job))
+
+
+class _Call:
+    """A call that was meant for Procrastinate, to be passed on with other arguments."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._function = function
+        self.arguments = signature.bind(*args, **kwargs).arguments
+
+    def __call__(self, **changes: Any) -> Any:
+        return self._function(**{**self.arguments, **changes})
+
+
+class _Ending:
+    """The end of one run of a job for which `complete` was called."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.fate = Fate.RUNNING
+        self.log_outcome: _Call | None = None
+        self._persist: _Call
+        self._last_look = asyncio.Event()
+        self._follow_up: asyncio.Task[bool]
+
+    async def persist(self, persist: _Call) -> None:
+        """Settle the job; where its transaction is open, go on looking but leave the worker to its other jobs."""
+        self._persist = persist
+        for pause in _PATIENCE:
+            await asyncio.sleep(pause)
+            if await self._settle():
+                return
+        self._log(
+            logging.ERROR,
+            "transaction_left_open",
+            "returned with the transaction open in which it was completed: it succeeds if that is committed. "
+            "Commit or roll back before the task returns",
+        )
+        _open.setdefault(self._worker.app.job_manager, set()).add(self)
+        self._follow_up = asyncio.create_task(self._settle_later(), name=f"settle job {self._name}")
+
+    async def last_look(self) -> bool:
+        """Look once more; whether the job is settled."""
+        self._last_look.set()
+        return await self._follow_up
+
+    async def _settle_later(self) -> bool:
+        last = settled = False
+        while not (last or settled):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(
+                    self._last_look.wait(), self._worker.fetch_job_polling_interval
+                )
+            last = self._last_look.is_set()
+            try:
+                settled = await self._settle()
+            except ConnectorException:
+                self._log(
+                    logging.WARNING, "settle_job_error", "cannot be settled now", exc_info=True
+                )
+        _open[self._worker.app.job_manager].discard(self)
+        return settled
+
+    async def _settle(self) -> bool:
+        try:
+            self.fate = await self._look()
+        except ConnectorException:
+            self._outcome()
+            raise
+        if self.fate is Fate.OPEN:
+            return False
+        await self._end()
+        vars(self.job).pop(_KEY, None)
+        return True
+
+    async def _look(self) -> Fate:
+        connector = self._worker.app.job_manager.connector
+        rows = await connector.execute_query_all_async(_UNLOCKED_ROW, job_id=self.job.id)
+        if rows:
+            return Fate.of(rows[0], self.job)
+        locked = await connector.execute_query_all_async(ROW, job_id=self.job.id)
+        return Fate.OPEN if locked else Fate.TAKEN
+
+    async def _end(self) -> None:
+        status = self._persist.arguments["status"]
+        exception = self._exception
+        if self.fate is Fate.TAKEN:
+            self._log(
+                logging.WARNING,
+                "job_taken",
+                "is no longer this run's: it was retried, ended or deleted meanwhile, and is left as it is",
+                exc_info=exception,
+            )
+            self.log_outcome = None
+            await self._persist(retry_decision=None)
+        elif self.fate is Fate.COMPLETED:
+            self._outcome(status=Status.SUCCEEDED, job_retry=None, exc_info=False)
+            if exception is not None:
+                self._log(
+                    logging.ERROR if status is Status.FAILED else logging.INFO,
+                    "error_after_completion",
+                    "had been completed and committed when its task ended with an exception: it stays succeeded",
+                    exc_info=exception,
+                )
+            await self._persist(status=Status.SUCCEEDED, retry_decision=None)
+        elif status is Status.SUCCEEDED:
+            await self._end_uncommitted()
+        else:
+            self._outcome()
+            await self._persist()
+
+    async def _end_uncommitted(self) -> None:
+        error = ExternalConnectionError(
+            f"job {self.job.id} was not completed: its task returned, but the transaction of complete() was rolled "
+            "back, or never committed, and what it wrote is not there"
+        )
+        task = self._worker.app.tasks[self.job.task_name]
+        job_retry: JobRetry | None = task.get_retry_exception(exception=error, job=self.job)
+        self._outcome(status=Status.FAILED, job_retry=job_retry, exc_info=error)
+        await self._persist(
+            status=Status.FAILED, retry_decision=job_retry.retry_decision if job_retry else None
+        )
+
+    @property
+    def _worker(self) -> Any:  # a Worker, whose tasks Procrastinate types in part
+        return self._persist.arguments["self"]
+
+    @property
+    def _exception(self) -> BaseException | None:
+        exc_info = self.log_outcome.arguments.get("exc_info") if self.log_outcome else None
+        return exc_info if isinstance(exc_info, BaseException) else None
+
+    @property
+    def _name(self) -> str:
+        return f"{self.job.task_name}[{self.job.id}]"
+
+    def _outcome(self, **changes: Any) -> None:
+        """Let Procrastinate log how the job ended, once."""
+        log_outcome, self.log_outcome = self.log_outcome, None
+        if log_outcome is not None:
+            log_outcome(**changes)
+
+    def _log(self, level: int, action: str, text: str, *, exc_info: Any = None) -> None:
+        extra = {
+            "action": action,
+            "job_id": self.job.id,
+            "task_name": self.job.task_name,
+            "worker_id": self.job.worker_id,
+        }
+        logger.log(level, "Job %s %s", self._name, text, extra=extra, exc_info=exc_info)
+
+
+_open: WeakKeyDictionary[JobManager, set[_Ending]] = WeakKeyDictionary()
+"""The jobs whose transaction was open when their task returned, until they are settled."""
+
+
+def _ending_of(job: object) -> _Ending | None:
+    return vars(job).get(_KEY) if isinstance(job, Job) else None
+
+
+# -- Procrastinate's methods ------------------------------------------------------------------------------------------
+
+
+def _wrap_log_job_outcome(original: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def log_job_outcome(*args: Any, **kwargs: Any) -> None:
+        call = _Call(original, signature, args, kwargs)
+        ending = _ending_of(call.arguments["context"].job)
+        if ending is None:
+            original(*args, **kwargs)
+        else:
+            ending.log_outcome = call  # The row has the last word, and has not been asked yet.
+
+    return log_job_outcome
+
+
+def _wrap_persist_job_status(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    async def persist_job_status(*args: Any, **kwargs: Any) -> None:
+        call = _Call(original, signature, args, kwargs)
+        ending = _ending_of(call.arguments["job"])
+        if ending is None:
+            await original(*args, **kwargs)
+        else:
+            await ending.persist(call)
+
+    return persist_job_status
+
+
+def _wrap_finish_job(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    async def finish_job(*args: Any, **kwargs: Any) -> None:
+        call = _Call(original, signature, args, kwargs)
+        ending = _ending_of(call.arguments["job"])
+        if ending is None or ending.fate is Fate.RUNNING:
+            await original(*args, **kwargs)
+        elif ending.fate is Fate.COMPLETED and call.arguments["delete_job"]:
+            manager: JobManager = call.arguments["self"]
+            await manager.connector.execute_query_async(_DELETE, job_id=ending.job.id)
+
+    return finish_job
+
+
+def _wrap_unregister_worker(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    async def unregister_worker(*args: Any, **kwargs: Any) -> None:
+        call = _Call(original, signature, args, kwargs)
+        worker_id = call.arguments["worker_id"]
+        endings = [
+            ending
+            for ending in _open.get(call.arguments["self"], ())
+            if ending.job.worker_id == worker_id
+        ]
+        if all(await asyncio.gather(*(ending.last_look() for ending in endings))):
+            await original(*args, **kwargs)
+        else:
+            # Deleting the worker's row means an update of the job's, which would wait for the open transaction.
+            logger.warning(
+                "Worker %s stays registered, as a transaction of one of its tasks is still open. Its heartbeat has "
+                "ended, so once that transaction is rolled back the job is found among the stalled jobs",
+                worker_id,
+                extra={"action": "worker_left_registered", "worker_id": worker_id},
+            )
+
+    return unregister_worker
+
+
+_WRAPPERS: dict[tuple[type, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    (Worker, "_log_job_outcome"): _wrap_log_job_outcome,
+    (Worker, "_persist_job_status"): _wrap_persist_job_status,
+    (JobManager, "finish_job"): _wrap_finish_job,
+    (JobManager, "unregister_worker"): _wrap_unregister_worker,
+}
