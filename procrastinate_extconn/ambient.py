@@ -56,7 +56,7 @@ def using(conn: C) -> Iterator[C]:
         _block.reset(token)
 
 
-def connection(query: str) -> object | None:
+def connection(query: str | None) -> object | None:
     """The connection that *query* should run on, if the caller is in a block.
 
     :raises ExternalConnectionError: if the block is somebody else's, or for a worker that starts in it.

@@ -229,17 +229,16 @@ def _wrapper(original: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _wrap_query(original: Callable[..., Any], method: str) -> Callable[..., Any]:
     @functools.wraps(original)
-    def execute(
-        self: BaseConnector, query: str, *, connection: Any = None, **arguments: Any
-    ) -> Any:
+    # *args, as one connector of Procrastinate's own, its command line's without an app, takes anything.
+    def execute(self: BaseConnector, *args: Any, connection: Any = None, **arguments: Any) -> Any:
         if layer.is_on(self):
             if connection is None:
-                connection = ambient.connection(query)
+                connection = ambient.connection(args[0] if args else arguments.get("query"))
             if connection is not None:
-                return getattr(_external(self, connection), method)(query, **arguments)
+                return getattr(_external(self, connection), method)(*args, **arguments)
         elif connection is not None:
             arguments["connection"] = connection
-        return original(self, query, **arguments)
+        return original(self, *args, **arguments)
 
     return execute
 
