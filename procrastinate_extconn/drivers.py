@@ -146,20 +146,24 @@ def rows(description: Iterable[Any] | None, fetched: Callable[[], Iterable[Any]]
     ]
 
 
+_TRANSACTION: Mapping[int, State] = {2: "in_transaction", 3: "failed"}
+
+
 def libpq_state(conn: Any, status: int) -> State:
     """The state of a psycopg or psycopg2 connection.
 
     :param conn: anything with their ``closed`` and ``autocommit``.
     :param status: libpq's ``PQtransactionStatus``, such as ``conn.info.transaction_status``.
     """
+    if status in _TRANSACTION:  # Of a connection that is closed or lost, libpq says neither.
+        return _TRANSACTION[status]
     if conn.closed:
         return "closed"
     if status == 0:
         return "autocommit" if conn.autocommit else "idle"
     if status == 1:  # A statement is on its way, as in a pipeline, and so may a BEGIN be.
         return "unknown" if conn.autocommit else "in_transaction"
-    states: dict[int, State] = {2: "in_transaction", 3: "failed"}
-    return states.get(status, "closed")
+    return "closed"
 
 
 def require_postgresql(conn: object, dialect: str) -> None:

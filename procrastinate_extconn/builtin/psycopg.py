@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     asynccontextmanager,
     contextmanager,
 )
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from ..drivers import Classes, Refusal, libpq_state, numeric
 from ..exceptions import UnusableConnection
 from ..hookspecs import Description, Rows, Value, hookimpl
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+    from psycopg import AsyncConnection, Connection
     from psycopg.adapt import AdaptersMap
+    from psycopg.pq.abc import PGresult
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 _IS_ASYNC = Classes[bool](
@@ -61,33 +63,36 @@ def execute_on_external(
     return _execute_async(conn, query, args) if is_async else _execute(conn, query, args)
 
 
-def _execute(conn: Connection[Any], query: str, args: Mapping[str, Value]) -> Rows:
-    with conn.cursor(row_factory=_tuple_row) as cursor:
-        cursor.execute(*_statement(cursor, query, args))
-        if conn.pgconn.pipeline_status and _has_rows(query):
-            cursor.fetchall()  # Until then, the result has not arrived.
-        return _rows(cursor)
+# The cursors are left to be closed by themselves, as psycopg's own `Connection.execute()` leaves its.
 
 
-async def _execute_async(conn: AsyncConnection[Any], query: str, args: Mapping[str, Value]) -> Rows:
-    async with conn.cursor(row_factory=_tuple_row) as cursor:
-        await cursor.execute(*_statement(cursor, query, args))
-        if conn.pgconn.pipeline_status and _has_rows(query):
-            await cursor.fetchall()
-        return _rows(cursor)
+def _execute(conn: Connection[Any], query: str, args: Any) -> Rows:
+    cursor: Any = conn.cursor(row_factory=_tuple_row)
+    if _IS_RAW.find(cursor):
+        query, args = _numbered(query, args)
+    cursor.execute(query, args)
+    if conn.pgconn.pipeline_status and _has_rows(query):
+        cursor.fetchall()  # Until then, the result has not arrived.
+    return _rows(conn, cursor.pgresult)
+
+
+async def _execute_async(conn: AsyncConnection[Any], query: str, args: Any) -> Rows:
+    cursor: Any = conn.cursor(row_factory=_tuple_row)
+    if _IS_RAW.find(cursor):
+        query, args = _numbered(query, args)
+    await cursor.execute(query, args)
+    if conn.pgconn.pipeline_status and _has_rows(query):
+        await cursor.fetchall()
+    return _rows(conn, cursor.pgresult)
 
 
 def _tuple_row(cursor: Any) -> Any:
     return tuple
 
 
-def _statement(
-    cursor: Cursor[Any] | AsyncCursor[Any], query: str, args: Mapping[str, Value]
-) -> tuple[Any, Any]:
-    if _IS_RAW.find(cursor):
-        query, names = numeric(query)
-        return query, [args[name] for name in names]
-    return query, args
+def _numbered(query: str, args: Mapping[str, Value]) -> tuple[str, list[Value]]:
+    query, names = numeric(query)
+    return query, [args[name] for name in names]
 
 
 def _has_rows(query: str) -> bool:
@@ -119,11 +124,6 @@ async def _lend_async(pool: AsyncConnectionPool) -> AsyncIterator[object]:
 # Rows are loaded by psycopg's own loaders, JSON as text: a person's own may make anything of a bigint or a jsonb.
 
 
-class _Context(NamedTuple):
-    adapters: AdaptersMap
-    connection: Any
-
-
 @functools.cache
 def _loading() -> tuple[Any, AdaptersMap]:
     from psycopg import postgres
@@ -136,13 +136,16 @@ def _loading() -> tuple[Any, AdaptersMap]:
     return Transformer, adapters
 
 
-def _rows(cursor: Cursor[Any] | AsyncCursor[Any]) -> Rows:
-    result = cursor.pgresult
+def _rows(conn: Any, result: PGresult | None) -> Rows:
     if result is None or not result.nfields:
         return []
     transformer_class, adapters = _loading()
-    transformer = transformer_class(_Context(adapters, cursor.connection))
+    transformer = transformer_class(SimpleNamespace(adapters=adapters, connection=conn))
     transformer.set_pgresult(result)
     names = [(result.fname(index) or b"").decode() for index in range(result.nfields)]
-    rows = transformer.load_rows(0, result.ntuples, tuple)
-    return [dict(zip(names, values, strict=True)) for values in rows]
+
+    def as_dict(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(names, values, strict=True))
+
+    rows: Rows = transformer.load_rows(0, result.ntuples, as_dict)
+    return rows
