@@ -13,7 +13,7 @@ from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
     libpq_state,
-    positional,
+    numeric,
     require_postgresql,
     rows,
 )
@@ -59,7 +59,7 @@ def execute_on_external(
 
 
 async def _execute_async(database: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    query, names = positional(query)
+    query, names = numeric(query)
     cursor = await database.aexecute_sql(query, [args[name] for name in names])
     return rows(cursor.description, cursor.fetchall)
 
@@ -83,4 +83,5 @@ def _async_state(database: Any) -> State:
     if not database.in_transaction():
         return "autocommit"
     # Peewee would connect anew, outside the transaction that went with the connection.
-    return "closed" if database._state.conn.stale() else "in_transaction"
+    held = database._state.conn.conn
+    return "closed" if held is None or held.is_closed() else "in_transaction"
