@@ -81,23 +81,28 @@ class Plugins:
         :raises pluggy.PluginValidationError: for a hook that does not exist, a wrong argument, an ``async def``.
         :raises ValueError: if it, or another one of that name, is registered already.
         """
-        registered = self._manager.register(plugin, name or _default_name(plugin))
-        if registered is None:
-            raise ValueError(f"plugin {name!r} is blocked")
+        name = name or _default_name(plugin)
         try:
-            self._validate(plugin, registered)
-        except BaseException:
-            self._manager.unregister(plugin)
+            if self._manager.register(plugin, name) is None:
+                raise ValueError(f"plugin {name!r} is blocked")
+            self._validate(plugin, name)
+        except pluggy.PluginValidationError:
+            # Before 1.7, pluggy keeps what it refused.
+            if self._manager.get_plugin(name) is plugin:
+                self._manager.unregister(plugin)
             raise
         # Among plugins that want to be asked last, pluggy asks the newest last.
         if self._manager.has_plugin(_FALLBACK):
             self._manager.unregister(name=_FALLBACK)
         self._manager.register(fallback.Fallback(self.names), _FALLBACK)
         self._callers = {}
-        return registered
+        return name
 
     def _validate(self, plugin: object, name: str) -> None:
-        self._manager.check_pending()
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as exc:
+            raise pluggy.PluginValidationError(plugin, f"plugin {name!r}: {exc}") from None
         callers = self._manager.get_hookcallers(plugin)
         if not callers:
             raise pluggy.PluginValidationError(
