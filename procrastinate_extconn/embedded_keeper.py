@@ -202,7 +202,7 @@ def temporary_root() -> str:
     """Return the usual place for temporary folders, or ``/tmp`` where that one will not do."""
     usual = Path(tempfile.gettempdir())
     # A socket's path has room for some hundred characters, and is part of a quoted list.
-    fits = re.fullmatch(r"[\w./+-]{1,70}", str(usual), re.ASCII)
+    fits = re.fullmatch(r"[\w./+-]{1,60}", str(usual), re.ASCII)
     lets_in = os.geteuid() != 0 or all(
         place.stat().st_mode & stat.S_IXOTH for place in (usual, *usual.parents)
     )
