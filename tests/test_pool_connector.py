@@ -1,0 +1,224 @@
+"""An app on the pool that the application has anyway."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple
+
+import procrastinate
+import psycopg
+import pytest
+from holding import Watch
+
+import procrastinate_extconn as extconn
+from procrastinate_extconn.kinds import _address, _url
+
+
+class Pool(NamedTuple):
+    """A kind of pool, of one connection."""
+
+    id: str
+    requires: str
+    is_async: bool
+    open: Callable[[str], Any]
+
+
+@contextlib.contextmanager
+def psycopg_pool(dsn: str) -> Iterator[Any]:
+    """A pool of psycopg's."""
+    from psycopg_pool import ConnectionPool
+
+    with ConnectionPool(dsn, min_size=1, max_size=1, open=True) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def psycopg2_pool(dsn: str) -> Iterator[Any]:
+    """A pool of psycopg2's."""
+    from psycopg2.pool import ThreadedConnectionPool
+
+    pool = ThreadedConnectionPool(1, 1, dsn)
+    yield pool
+    pool.closeall()
+
+
+@contextlib.contextmanager
+def engine(dsn: str) -> Iterator[Any]:
+    """A SQLAlchemy engine."""
+    from sqlalchemy import create_engine
+
+    engine = create_engine(_url(dsn, "psycopg"), pool_size=1, max_overflow=0)
+    yield engine
+    engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def psycopg_async_pool(dsn: str) -> AsyncIterator[Any]:
+    """An asynchronous pool of psycopg's."""
+    from psycopg_pool import AsyncConnectionPool
+
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False) as pool:
+        yield pool
+
+
+@contextlib.asynccontextmanager
+async def asyncpg_pool(dsn: str) -> AsyncIterator[Any]:
+    """A pool of asyncpg's."""
+    import asyncpg
+
+    async with asyncpg.create_pool(**_address(dsn), min_size=1, max_size=1) as pool:
+        yield pool
+
+
+@contextlib.asynccontextmanager
+async def async_engine(dsn: str) -> AsyncIterator[Any]:
+    """An asynchronous SQLAlchemy engine."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine(_url(dsn, "asyncpg"), pool_size=1, max_overflow=0)
+    yield engine
+    await engine.dispose()
+
+
+POOLS = [
+    Pool("psycopg", "psycopg_pool", False, psycopg_pool),
+    Pool("psycopg2", "procrastinate_extconn_psycopg2", False, psycopg2_pool),
+    Pool("sqlalchemy", "sqlalchemy", False, engine),
+    Pool("psycopg-async", "psycopg_pool", True, psycopg_async_pool),
+    Pool("asyncpg", "procrastinate_extconn_asyncpg", True, asyncpg_pool),
+    Pool("sqlalchemy-async", "asyncpg", True, async_engine),
+]
+
+
+def make_app(pool: Any) -> tuple[procrastinate.App, Any]:
+    """An app on *pool*, never opened, with a task."""
+    app = procrastinate.App(connector=extconn.PoolConnector(pool))
+    return app, app.task(name="process_order")(lambda **arguments: None)
+
+
+@pytest.fixture(params=[one for one in POOLS if not one.is_async], ids=lambda one: one.id)
+def pool(request: pytest.FixtureRequest, dsn: str) -> Iterator[Any]:
+    """Every synchronous pool."""
+    pytest.importorskip(request.param.requires)
+    with request.param.open(dsn) as pool:
+        yield pool
+
+
+@pytest.fixture(params=[one for one in POOLS if one.is_async], ids=lambda one: one.id)
+async def async_pool(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Any]:
+    """Every asynchronous pool."""
+    pytest.importorskip(request.param.requires)
+    async with request.param.open(dsn) as pool:
+        yield pool
+
+
+def connections(dsn: str) -> int:
+    """How many connections the server has to the database of *dsn*, but for this one."""
+    with psycopg.connect(dsn) as conn:
+        row = conn.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
+        ).fetchone()
+    assert row
+    return int(row[0])
+
+
+def test_calls_commit_by_themselves(dsn: str, pool: Any) -> None:
+    """Each call is a transaction of its own, on the pool's one connection and no other."""
+    app, task = make_app(pool)
+    first = task.defer(order_id=1)
+    second, third = task.batch_defer({"order_id": 2}, {"order_id": 3})
+    assert app.job_manager.cancel_job_by_id(second)
+    assert connections(dsn) == 1
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        watch = Watch(conn)
+        assert watch.jobs() == [first, second, third]
+        assert watch.job(second)["status"] == "cancelled"
+        assert watch.job(third)["args"] == {"order_id": 3}
+
+
+async def test_async_calls_commit_by_themselves(dsn: str, async_pool: Any) -> None:
+    """The same on an asynchronous pool."""
+    app, task = make_app(async_pool)
+    first = await task.defer_async(order_id=1)
+    second, third = await task.batch_defer_async({"order_id": 2}, {"order_id": 3})
+    assert await app.job_manager.cancel_job_by_id_async(second)
+    assert connections(dsn) == 1
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        watch = Watch(conn)
+        assert watch.jobs() == [first, second, third]
+        assert watch.job(second)["status"] == "cancelled"
+        assert watch.job(third)["args"] == {"order_id": 3}
+
+
+def test_a_failed_call_leaves_the_pool_usable(pool: Any) -> None:
+    """A taken queueing lock is rolled back, and the next call finds a clean connection."""
+    _, task = make_app(pool)
+    task.configure(queueing_lock="one").defer()
+    with pytest.raises(procrastinate.exceptions.AlreadyEnqueued):
+        task.configure(queueing_lock="one").defer()
+    assert task.defer()
+
+
+async def test_a_failed_async_call_leaves_the_pool_usable(async_pool: Any) -> None:
+    """The same on an asynchronous pool."""
+    _, task = make_app(async_pool)
+    await task.configure(queueing_lock="one").defer_async()
+    with pytest.raises(procrastinate.exceptions.AlreadyEnqueued):
+        await task.configure(queueing_lock="one").defer_async()
+    assert await task.defer_async()
+
+
+def test_a_connection_wins_over_the_pool(dsn: str, pool: Any) -> None:
+    """`connection=` and `using` work as on any app, without patching."""
+    _, task = make_app(pool)
+    with psycopg.connect(dsn) as conn:
+        task.configure(connection=conn).defer()
+        with extconn.using(conn):
+            task.defer()
+        conn.rollback()
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        assert Watch(conn).jobs() == []
+
+
+def test_a_synchronous_call_on_an_asynchronous_pool_is_refused(dsn: str) -> None:
+    """The error names the call to make."""
+    from psycopg_pool import AsyncConnectionPool
+
+    _, task = make_app(AsyncConnectionPool(dsn, open=False))
+    with pytest.raises(extconn.SyncAsyncMismatch, match="defer_async"):
+        task.defer()
+
+
+async def test_an_asynchronous_call_on_a_synchronous_pool_is_refused(dsn: str) -> None:
+    """The error names the call to make, and the event loop is never blocked."""
+    from psycopg_pool import ConnectionPool
+
+    _, task = make_app(ConnectionPool(dsn, open=False))
+    with pytest.raises(extconn.SyncAsyncMismatch, match=r"defer\(\)"):
+        await task.defer_async()
+
+
+async def test_a_worker_is_refused(async_pool: Any) -> None:
+    """The error names the connector to use instead."""
+    app, _ = make_app(async_pool)
+    with pytest.raises(extconn.ExternalConnectionError, match="PsycopgConnector"):
+        await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+
+def test_what_is_no_pool_is_refused(dsn: str) -> None:
+    """A connection is not a pool: the error says what it got and who was asked."""
+    with psycopg.connect(dsn) as conn:
+        _, task = make_app(conn)
+        with pytest.raises(extconn.UnsupportedConnection, match=r"psycopg\.Connection.*asked: "):
+            task.defer()
+
+
+def test_the_pool_is_never_closed(dsn: str, pool: Any) -> None:
+    """Opening and closing the app leaves the pool as it was."""
+    app, task = make_app(pool)
+    with app.open():
+        task.defer()
+    assert task.defer()
