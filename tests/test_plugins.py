@@ -45,20 +45,16 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def install(self, name: str, source: str, entry_point: str | None = None) -> None:
+    def install(self, name: str, source: str, entry_point: str) -> None:
         """Install a distribution with one module of the same name and one entry point."""
         module = name.replace("-", "_")
-        for path, text in _files(name, source, entry_point or module):
-            (self.folder / path).parent.mkdir(exist_ok=True)
-            (self.folder / path).write_text(text, encoding="utf-8")
-
-
-def _files(name: str, source: str, entry_point: str) -> Iterator[tuple[str, str]]:
-    module = name.replace("-", "_")
-    yield f"{module}.py", textwrap.dedent(source)
-    info = f"{module}-1.0.dist-info"
-    yield f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
-    yield f"{info}/entry_points.txt", f"[procrastinate_extconn]\n{entry_point} = {module}\n"
+        info = self.folder / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(
+            f"[procrastinate_extconn]\n{entry_point} = {module}\n"
+        )
+        (self.folder / f"{module}.py").write_text(textwrap.dedent(source))
 
 
 @pytest.fixture
