@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ _IS_NATIVE = Classes[bool](
         "pg8000.native.PreparedStatement": Refusal("statement.con"),
     }
 )
+_QUOTED = re.compile(r"'[^']*'")
 _STATES: Mapping[bytes, State] = {b"T": "in_transaction", b"E": "failed"}
 
 
@@ -65,10 +67,12 @@ def _paramstyle(cursor: Any) -> str:
 def _statement(
     style: str, query: str, args: Mapping[str, Value]
 ) -> tuple[str, Sequence[Value] | Mapping[str, Value]]:
-    if args and style == "pyformat":
-        return query, args
     if args and style == "named":
         return named(query), args
-    # Without values pg8000 takes the text as it is, and a $1 passes in "qmark" and "numeric".
-    query, names = positional(query) if args and style == "format" else numeric(query)
+    if args and style in ("format", "pyformat"):
+        query, names = positional(query)
+        # Between quotes pg8000 leaves a %% alone.
+        query = _QUOTED.sub(lambda quoted: quoted[0].replace("%%", "%"), query)
+    else:  # In "qmark" and "numeric" a $1 passes, and without values the text goes as it is.
+        query, names = numeric(query)
     return query, [args[name] for name in names]
