@@ -162,7 +162,8 @@ def libpq_state(conn: Any, status: int) -> State:
     if status == 0:
         return "autocommit" if conn.autocommit else "idle"
     if status == 1:  # A statement is on its way, as in a pipeline, and so may a BEGIN be.
-        return "unknown" if conn.autocommit else "in_transaction"
+        in_block = getattr(conn, "_num_transactions", 0)  # psycopg's `transaction()`
+        return "in_transaction" if in_block or not conn.autocommit else "unknown"
     return "closed"
 
 
