@@ -13,7 +13,7 @@ KNOWN = {
     "asyncpg": ("asyncpg.Connection", "asyncpg.pool.PoolConnectionProxy", "asyncpg.Pool"),
     "psycopg2": ("psycopg2.extensions.connection", "psycopg2.pool.AbstractConnectionPool"),
     "aiopg": ("aiopg.Connection", "aiopg.Pool"),
-    "pg8000": ("pg8000.dbapi.Connection", "pg8000.native.Connection"),
+    "pg8000": ("pg8000.dbapi.Connection", "pg8000.native.Connection", "pg8000.legacy.Connection"),
     "psqlpy": ("psqlpy.Connection", "psqlpy.Transaction", "psqlpy.ConnectionPool"),
     "django": (
         "django.db.backends.base.base.BaseDatabaseWrapper",

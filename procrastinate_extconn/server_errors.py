@@ -52,6 +52,24 @@ _FATE: dict[State, str] = {
     "failed": "Your transaction has failed: roll it back (external(conn, savepoint=True) keeps it).",
     "closed": "The connection is gone, and with it your transaction: open a new one and run it again.",
 }
+# psqlpy keeps what tokio-postgres makes a text of, without the SQLSTATE. The message of an English server tells it.
+_TEXT_ALONE = re.compile(
+    r"db error: \w+: (?P<message>.*?)(?:\nDETAIL: (?P<detail>.*?))?(?:\nHINT: .*)?$", re.DOTALL
+)
+_MEANT = {
+    "^current transaction is aborted": "25P02",
+    "in a read-only transaction$": "25006",
+    "^could not serialize access": "40001",
+    "^deadlock detected": "40P01",
+    "^permission denied": "42501",
+    '^relation ".*" does not exist': "42P01",
+    "^function .* does not exist": "42883",
+    '^type ".*" does not exist': "42704",
+    "^duplicate key value": "23505",
+    "^invalid input syntax for type json": "22P02",
+    "^unsupported Unicode escape sequence": "22P05",
+    "^terminating connection": "57P01",
+}
 
 
 class ServerError(NamedTuple):
@@ -93,7 +111,7 @@ def _read_one(error: BaseException) -> ServerError | None:
         return ServerError(error, fields["C"], fields.get("M"), fields.get("n"), fields.get("D"))
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if not isinstance(sqlstate, str):
-        return None
+        return _read_text(error)
     diag = getattr(error, "diag", None)
     if diag is not None and diag.message_primary is not None:  # psycopg and psycopg2
         return ServerError(
@@ -106,6 +124,17 @@ def _read_one(error: BaseException) -> ServerError | None:
         getattr(error, "constraint_name", None) or _constraint_in_text(error),
         getattr(error, "detail", None) or str(error),
     )
+
+
+def _read_text(error: BaseException) -> ServerError | None:
+    said = _TEXT_ALONE.search(str(error))
+    if said is None:
+        return None
+    message = said["message"]
+    sqlstate = next((code for text, code in _MEANT.items() if re.search(text, message)), None)
+    # Each language has quotation marks of its own.
+    constraint = re.search(rf"\b{QUEUEING_LOCK_CONSTRAINT}\b", message)
+    return ServerError(error, sqlstate, message, constraint and constraint[0], said["detail"])
 
 
 def _constraint_in_text(exc: BaseException) -> str | None:
@@ -143,7 +172,9 @@ def translate(
 
 def _text(error: ServerError, conn: object, driver: str, state: State) -> str:
     advice = _ADVICE.get(error.sqlstate or "")
-    if error.sqlstate is None:
+    if error.sqlstate is None and error.message is not None:
+        said = f"{driver}: {_harmless(error)}."
+    elif error.sqlstate is None:
         said = f"{driver} raised {type(error.cause).__name__} (see the cause)."
         if isinstance(error.cause, UnicodeError):
             advice = "The text cannot be encoded for this database."
@@ -182,7 +213,7 @@ def _where(conn: object) -> str:
 def _harmless(error: ServerError) -> str:
     # A data exception (class 22) quotes the value in its primary message.
     message = error.message or type(error.cause).__name__
-    if (error.sqlstate or "").startswith("22"):
+    if error.sqlstate is None or error.sqlstate.startswith("22"):
         message = _QUOTES.sub('"…"', message)
     return message.rstrip(".")
 

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
+from procrastinate_extconn.fallback import Fallback
 from procrastinate_extconn.testing.contract.database import Database
 
 NASTY = {"text": "it's \\ %s %% %(x)s :name $1 ? {} \n é 漢", "integer": 2**70 + 1, "float": 0.1}
@@ -153,3 +154,12 @@ def test_sqlstate(connect: Connect, ship: Any) -> None:
         ship.configure(connection=conn).defer(secret="correct horse")
     assert "correct horse" not in str(caught.value)
     assert extconn.describe(conn).state == "failed"
+
+
+@pytest.mark.parametrize(
+    "function", [pg8000.connect, pg8000.dbapi.connect, pg8000.native.Connection]
+)
+def test_install_line(connect: Connect, function: Any) -> None:
+    """Without the plugin, each kind of connection gets the line that installs it."""
+    refusal = Fallback(lambda: ["psycopg"]).refusal(connect(function))
+    assert "pip install procrastinate-extconn-pg8000" in str(refusal)
