@@ -1,0 +1,209 @@
+"""A taken queueing lock need not cost the caller's transaction, nor be an error at all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import procrastinate
+import psycopg
+import pytest
+from holding import External, Watch
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
+from procrastinate.manager import JobManager
+
+import procrastinate_extconn as extconn
+
+Task = Any
+
+
+def defer(external: External, task: Task, lock: str | None, **options: Any) -> int:
+    """Defer one job under *lock*, with options of `extconn.external`."""
+    conn = extconn.external(external.conn, **options)
+    deferrer = task.configure(connection=conn, queueing_lock=lock)
+    return external.call(deferrer, "defer")
+
+
+def test_a_savepoint_keeps_the_transaction(external: External, task: Task, watch: Watch) -> None:
+    """After a taken lock the rows from before and after it commit, with the jobs that were deferred."""
+    external.execute("INSERT INTO orders (id) VALUES (1)")
+    first = defer(external, task, "one", savepoint=True)
+    with pytest.raises(AlreadyEnqueued):
+        defer(external, task, "one", savepoint=True)
+    external.execute("INSERT INTO orders (id) VALUES (2)")
+    second = defer(external, task, "two", savepoint=True)
+    external.commit()
+    assert watch.orders() == [1, 2]
+    assert watch.jobs() == [first, second]
+
+
+def test_existing_gives_the_job_that_waits(
+    dsn: str, external: External, task: Task, watch: Watch
+) -> None:
+    """The id of the waiting job comes back instead of an error, and the transaction goes on."""
+    with psycopg.connect(dsn) as other:
+        first = task.configure(connection=other, queueing_lock="one").defer()
+    assert defer(external, task, "one", on_conflict="existing") == first
+    external.execute("INSERT INTO orders (id) VALUES (1)")
+    external.commit()
+    assert watch.orders() == [1]
+    assert watch.jobs() == [first]
+
+
+@pytest.fixture
+def conn(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """A plain psycopg connection."""
+    with psycopg.connect(dsn) as conn:
+        yield conn
+        conn.rollback()
+
+
+@pytest.fixture
+def other(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """Somebody else's connection."""
+    with psycopg.connect(dsn) as conn:
+        yield conn
+        conn.rollback()
+
+
+def existing(conn: Any) -> Any:
+    """*conn*, with a taken lock being no error."""
+    return extconn.external(conn, on_conflict="existing")
+
+
+def locks(task: Task, conn: Any, *queueing_locks: str | None) -> list[int]:
+    """Defer a batch of one job for each lock."""
+    manager: JobManager = task.blueprint.job_manager
+    job = task.configure().job
+    jobs = [job.evolve(queueing_lock=lock) for lock in queueing_locks]
+    return [one.id for one in manager.batch_defer_jobs(jobs, connection=conn)]
+
+
+def test_a_batch_mixes_old_and_new(conn: Any, task: Task) -> None:
+    """Ids come in order, of waiting jobs where a lock is taken, and one for a lock that comes twice."""
+    taken, also_taken = locks(task, conn, "taken", "also taken")
+    conn.commit()
+    ids = locks(task, existing(conn), "a", "taken", None, "a", None, "also taken", "taken")
+    new_a, _, none, again_a, other_none, _, _ = ids
+    assert ids == [new_a, taken, none, new_a, other_none, also_taken, taken]
+    assert again_a == new_a
+    assert len({new_a, none, other_none, taken, also_taken}) == 5
+
+
+def test_locks_that_look_like_sql(conn: Any, task: Task) -> None:
+    """A lock is compared as it is, whatever is in it."""
+    queueing_locks = ["a)b", "it's", 'say "x"', "100%", "%(locks)s", "{a,b}", "\\", "é", ""]
+    first = locks(task, conn, *queueing_locks)
+    conn.commit()
+    assert locks(task, existing(conn), *queueing_locks) == first
+
+
+def test_a_worker_passes_the_existing_job_over(
+    conn: Any, other: Any, task: Task, watch: Watch
+) -> None:
+    """The job that was given back cannot run before the caller's rows are visible."""
+    job_id = task.configure(connection=conn, queueing_lock="one").defer()
+    conn.commit()
+    conn.execute("INSERT INTO orders (id) VALUES (1)")
+    assert task.configure(connection=existing(conn), queueing_lock="one").defer() == job_id
+    fetch = "SELECT id FROM procrastinate_fetch_job_v2(NULL, %s)"
+    worker = other.execute("SELECT worker_id FROM procrastinate_register_worker_v1()").fetchone()[0]
+    assert other.execute(fetch, [worker]).fetchone() == (None,)
+    conn.commit()
+    assert other.execute(fetch, [worker]).fetchone() == (job_id,)
+    assert watch.orders() == [1]
+
+
+def test_a_lock_that_goes_meanwhile_is_inserted_again(
+    dsn: str, conn: Any, other: Any, task: Task
+) -> None:
+    """Where the job in the way is cancelled while the caller waits for it, the caller gets a new one."""
+    first = task.configure(connection=other, queueing_lock="one").defer()
+    other.commit()
+    other.execute("SELECT procrastinate_cancel_job_v1(%s, false, true)", [first])
+    ids: list[int] = []
+    thread = threading.Thread(target=lambda: ids.extend(locks(task, existing(conn), "one")))
+    thread.start()
+    wait_until_blocked(dsn, conn)
+    other.commit()
+    thread.join()
+    assert ids != [first]
+    assert conn.execute("SELECT id FROM procrastinate_jobs").fetchall() == [(ids[0],)]
+
+
+def wait_until_blocked(dsn: str, conn: Any) -> None:
+    """Wait until *conn* waits for a lock."""
+    with psycopg.connect(dsn, autocommit=True) as observer:
+        query = "SELECT cardinality(pg_blocking_pids(%s))"
+        while observer.execute(query, [conn.info.backend_pid]).fetchone() == (0,):
+            pass
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE_READ", "SERIALIZABLE"])
+def test_an_old_snapshot_cannot_see_it(conn: Any, other: Any, task: Task, level: str) -> None:
+    """Where the snapshot is older than the job in the way, the error is raised and the transaction is usable."""
+    conn.isolation_level = getattr(psycopg.IsolationLevel, level)
+    conn.execute("INSERT INTO orders (id) VALUES (1)")
+    task.configure(connection=other, queueing_lock="one").defer()
+    other.commit()
+    with pytest.raises(AlreadyEnqueued):
+        task.configure(connection=existing(conn), queueing_lock="one").defer()
+    assert conn.execute("SELECT id FROM orders").fetchall() == [(1,)]
+
+
+def test_without_a_transaction_the_defer_just_runs(dsn: str, task: Task, watch: Watch) -> None:
+    """On an autocommit connection there is no savepoint and none is needed."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        options = {"savepoint": True, "outside_transaction": "allow"}
+        first = task.configure(connection=extconn.external(conn, **options)).defer()
+        options["on_conflict"] = "existing"
+        assert locks(task, extconn.external(conn, **options), "one", "one")[0] == first + 1
+    assert watch.jobs() == [first, first + 1]
+
+
+def test_a_pipeline_is_refused(conn: Any, task: Task) -> None:
+    """In a psycopg pipeline a savepoint would not help: it is refused, and nothing is sent."""
+    with conn.pipeline(), pytest.raises(extconn.UnusableConnection, match="pipeline"):
+        task.configure(connection=extconn.external(conn, savepoint=True)).defer()
+    assert conn.execute("SELECT count(*) FROM procrastinate_jobs").fetchone() == (0,)
+
+
+def test_what_json_dumps_raises_is_the_persons(conn: Any, task: Task) -> None:
+    """An error of their own encoder comes out as it is, and leaves the transaction as it was."""
+    conn.execute("INSERT INTO orders (id) VALUES (1)")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        task.configure(connection=extconn.external(conn, savepoint=True)).defer(value=object())
+    assert conn.execute("SELECT id FROM orders").fetchall() == [(1,)]
+
+
+def test_a_deadlock_is_reported(dsn: str, conn: Any, other: Any, task: Task) -> None:
+    """The one that the server chose to fail hears of it, once, with what to do."""
+    conn.execute("SET deadlock_timeout = '10ms'")
+    other.execute("SET deadlock_timeout = '1h'")
+    task.configure(connection=conn, queueing_lock="one").defer()
+    task.configure(connection=other, queueing_lock="two").defer()
+    thread = threading.Thread(target=lambda: locks(task, other, "one"), daemon=True)
+    thread.start()
+    wait_until_blocked(dsn, other)
+    with pytest.raises(ConnectorException, match=r"40P01.*whole transaction again"):
+        task.configure(connection=existing(conn), queueing_lock="two").defer()
+    conn.rollback()
+    thread.join()
+
+
+def test_another_unique_violation_is_never_a_taken_lock(conn: Any, task: Task) -> None:
+    """A unique index of the person's own on the jobs is an error of its own, whatever the options."""
+    conn.execute("CREATE UNIQUE INDEX one_of_each ON procrastinate_jobs (task_name)")
+    task.configure(connection=conn).defer()
+    conn.commit()
+    with pytest.raises(procrastinate.exceptions.UniqueViolation) as caught:
+        task.configure(connection=existing(conn)).defer()
+    assert caught.value.constraint_name == "one_of_each"
+
+
+@pytest.mark.parametrize("option", ["on_conflict", "outside_transaction"])
+def test_a_wrong_option_is_refused(option: str) -> None:
+    """A value that is none of an option's own is refused by name."""
+    with pytest.raises(ValueError, match=f"{option} should be one of .*'nonsense'"):
+        extconn.external(object(), **{option: "nonsense"})
