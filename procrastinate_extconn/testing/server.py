@@ -33,4 +33,6 @@ def _start(config: pytest.Config) -> str:
 
 def database_dsn(server: str, name: str) -> str:
     """The URI of another database on *server*."""
-    return urlsplit(server)._replace(path=f"/{name}").geturl()
+    parts = urlsplit(server)
+    # Not geturl(), which drops the slashes of a URI without a host: `postgresql:///name?host=/socket/folder`.
+    return f"{parts.scheme}://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
