@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import procrastinate
@@ -18,6 +20,9 @@ import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import KINDS, Held, Kind, done
 
 T = TypeVar("T")
+
+ALL_DRIVERS = "EXTCONN_TEST_ALL_DRIVERS"
+"""The environment variable that says that no driver may be missing."""
 
 
 class External:
@@ -202,19 +207,70 @@ class Watch:
         return [row[0] for row in self._conn.execute("SELECT id FROM orders ORDER BY id")]
 
 
+@contextlib.contextmanager
+def unopened(app: procrastinate.App) -> Iterator[None]:
+    """Leave *app* as it is."""
+    yield
+
+
+@contextlib.contextmanager
+def opened(app: procrastinate.App) -> Iterator[None]:
+    """Open *app* synchronously."""
+    with app.open():
+        yield
+
+
+@contextlib.contextmanager
+def opened_async(app: procrastinate.App) -> Iterator[None]:
+    """Open *app* in the event loop of a thread, which goes on running."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(_open(app), loop).result()
+        yield
+        asyncio.run_coroutine_threadsafe(app.close_async(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _open(app: procrastinate.App) -> None:
+    await app.open_async()
+
+
 # psqlpy's connection says whether it is in a transaction only when it is awaited, so that nobody asks it.
 _MARKS = {"psqlpy": [pytest.mark.filterwarnings("ignore:the plugin 'psqlpy' does not tell")]}
 
 
-@pytest.fixture(
-    params=[pytest.param(one, id=one.id, marks=_MARKS.get(one.id, ())) for one in KINDS]
-)
+def _params(kinds: Iterable[Kind]) -> Any:
+    return [pytest.param(kind, id=kind.id, marks=_MARKS.get(kind.id, ())) for kind in kinds]
+
+
+def _installed(kind: Kind) -> Kind:
+    if missing := kind.missing():
+        refuse = pytest.fail if ALL_DRIVERS in os.environ else pytest.skip
+        refuse(f"not installed: {', '.join(missing)}")
+    return kind
+
+
+@pytest.fixture(params=_params(KINDS))
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Every way to hold a transaction that this project supports."""
-    kind: Kind = request.param
-    if missing := kind.missing():
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    return kind
+    return _installed(request.param)
+
+
+@pytest.fixture(params=_params(kind for kind in KINDS if kind.is_async))
+def async_kind(request: pytest.FixtureRequest) -> Kind:
+    """Every way to hold an asynchronous connection."""
+    return _installed(request.param)
+
+
+@pytest.fixture(params=_params(kind for kind in KINDS if not (kind.is_async or kind.in_greenlet)))
+def sync_kind(request: pytest.FixtureRequest) -> Kind:
+    """Every way to hold a synchronous connection, outside `run_sync`."""
+    return _installed(request.param)
 
 
 @pytest.fixture

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import procrastinate
 import pytest
-from holding import Watch, hold
+from holding import Watch, hold, opened, opened_async, unopened
 
 from procrastinate_extconn.kinds import Kind
 
@@ -24,39 +21,6 @@ _orders = itertools.count(1)
 def dsn(new_database: Callable[[], str]) -> str:
     """One database for the module: each test has an order of its own."""
     return new_database()
-
-
-@contextlib.contextmanager
-def unopened(app: procrastinate.App) -> Iterator[None]:
-    """Leave *app* as it is."""
-    yield
-
-
-@contextlib.contextmanager
-def opened(app: procrastinate.App) -> Iterator[None]:
-    """Open *app* synchronously."""
-    with app.open():
-        yield
-
-
-@contextlib.contextmanager
-def opened_async(app: procrastinate.App) -> Iterator[None]:
-    """Open *app* in the event loop of a thread, which goes on running."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(_open(app), loop).result()
-        yield
-        asyncio.run_coroutine_threadsafe(app.close_async(), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _open(app: procrastinate.App) -> None:
-    await app.open_async()
 
 
 class Connector(NamedTuple):

@@ -88,7 +88,13 @@ def describe_external(conn: Any) -> Description | None:
     is_async = _IS_ASYNC.find(conn)
     if is_async is None:
         return None
-    target = _current(conn)
+    try:
+        target = _current(conn)
+    except RuntimeError:
+        if not is_async:
+            raise
+        # A scoped session has a session for each task, and no task runs: this is not an asynchronous call.
+        return Description("sqlalchemy", "sqlalchemy", is_async, "unknown")
     if is_async:
         target = getattr(target, "sync_session", None) or target.sync_connection
         if target is None:  # an AsyncConnection that was not started
