@@ -24,6 +24,10 @@ def describe_external(conn: Any) -> Description | None:
     if not _CONNECTION.find(conn):
         return None
     state = libpq_state(conn.raw, conn.raw.get_transaction_status())
+    if (
+        state == "unknown"
+    ):  # A statement is running: aiopg refuses another one meanwhile, and says so.
+        state = "in_transaction"
     return Description("aiopg", "aiopg", is_async=True, state=state)
 
 
