@@ -12,6 +12,17 @@ from typing import Any
 
 import psycopg
 import pytest
+from holding import (  # noqa: F401 - fixtures
+    app,
+    async_kind,
+    driver,
+    external,
+    installed,
+    kind,
+    sync_kind,
+    task,
+    watch,
+)
 from procrastinate.schema import SchemaManager
 from psycopg.sql import SQL, Identifier
 
