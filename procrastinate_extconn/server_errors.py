@@ -46,7 +46,12 @@ _ADVICE = {
     "54001": "The arguments are nested too deeply for the server's max_stack_depth.",
     "54000": "The arguments are larger than PostgreSQL can store.",
 }
-_CONCURRENT = ("operation is in progress", "concurrent operations", "provisioning a new connection")
+_CONCURRENT = (
+    "operation is in progress",
+    "concurrent operations",
+    "provisioning a new connection",
+    "another coroutine is already waiting",
+)
 _UNUSABLE = frozenset({"25P02", "57P01", "57P02", "57P03"})
 _FATE: dict[State, str] = {
     "failed": "Your transaction has failed: roll it back (external(conn, savepoint=True) keeps it).",
