@@ -9,23 +9,19 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
-import logging
 import threading
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pluggy
 
 from . import fallback, hookspecs
 from .exceptions import PluginWarning
-from .hookspecs import PROJECT_NAME, Description, Value
-
-logger = logging.getLogger("procrastinate_extconn")
+from .hook_caller import HookCaller
+from .hookspecs import PROJECT_NAME, Description
 
 BUILT_IN = ("psycopg", "sqlalchemy")
 _FALLBACK = "fallback"
-_REMEMBERED = 512
 
 
 class Failure(NamedTuple):
@@ -42,7 +38,12 @@ class Plugins:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
-        self._callers: dict[tuple[str, type, type], tuple[str, Callable[..., Any]]] = {}
+        self.execute = HookCaller[Any](self._manager, "execute_on_external")
+        """What the first plugin that takes the connection returns for the query."""
+        self.describe = HookCaller[Description | None](self._manager, "describe_external")
+        """What the first plugin that knows the connection says of it; None if no plugin that describes knows it."""
+        self.connect = HookCaller[Any](self._manager, "connect_external")
+        """A context manager from the first plugin that takes the pool, or None."""
         self._warned: set[tuple[str, str]] = set()
         self.distributions: dict[str, importlib.metadata.Distribution] = {}
         self.failures: list[Failure] = []
@@ -95,8 +96,12 @@ class Plugins:
         if self._manager.has_plugin(_FALLBACK):
             self._manager.unregister(name=_FALLBACK)
         self._manager.register(fallback.Fallback(self.names), _FALLBACK)
-        self._callers = {}
+        self._forget()
         return name
+
+    def _forget(self) -> None:
+        for caller in (self.execute, self.describe, self.connect):
+            caller.forget()
 
     def _validate(self, plugin: object, name: str) -> None:
         try:
@@ -129,7 +134,7 @@ class Plugins:
             raise ValueError(f"{type(plugin).__name__} object is not a registered plugin")
         self._manager.unregister(plugin)
         self.distributions.pop(name, None)
-        self._callers = {}
+        self._forget()
 
     def names(self, hook: str = "execute_on_external") -> list[str]:
         """The names of the plugins that implement *hook*, in the order in which they are asked."""
@@ -141,88 +146,9 @@ class Plugins:
         plugin: object | None = self._manager.get_plugin(name)
         return plugin
 
-    # -- asking -------------------------------------------------------------------------------------------------
-
-    def execute(self, conn: object, query: str, args: Mapping[str, Value]) -> Any:
-        """What the first plugin that takes *conn* returns for the query."""
-        return self._ask("execute_on_external", conn, conn=conn, query=query, args=args)
-
-    def describe(self, conn: object) -> Description | None:
-        """What the first plugin that knows *conn* says of it; None if no plugin that describes knows it."""
-        description: Description | None = self._ask("describe_external", conn, conn=conn)
-        return description
-
-    def connect(self, pool: object) -> Any:
-        """A context manager from the first plugin that takes *pool*, or None."""
-        return self._ask("connect_external", pool, pool=pool)
-
     def taker(self, conn: object) -> str | None:
         """The name of the plugin that has taken this class of connection before."""
-        found = self._callers.get(("execute_on_external", type(conn), conn.__class__))
-        return found[0] if found else None
-
-    def _ask(self, hook: str, subject: object, /, **kwargs: object) -> Any:
-        key = hook, type(subject), subject.__class__
-        remembered = self._callers.get(key)
-        if remembered is not None:
-            result = remembered[1](**kwargs)
-            if result is not None:
-                return result
-        return self._ask_everyone(key, kwargs)
-
-    def _ask_everyone(self, key: tuple[str, type, type], kwargs: dict[str, object]) -> Any:
-        """Ask one plugin after the other, inside everyone's wrappers, and remember who took it."""
-        hook = key[0]
-        caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
-        askable = [
-            implementation
-            for implementation in reversed(caller.get_hookimpls())
-            if not (implementation.wrapper or implementation.hookwrapper)
-        ]
-        wrapping = {
-            implementation.plugin
-            for implementation in caller.get_hookimpls()
-            if implementation.wrapper or implementation.hookwrapper
-        }
-        plain = [one.plugin for one in askable if one.plugin not in wrapping]
-        taker: list[Any] = []
-
-        def ask() -> Any:
-            for implementation in askable:
-                values = [kwargs[name] for name in implementation.argnames]
-                result = implementation.function(*values)
-                if result is not None:
-                    taker.append(implementation)
-                    return result
-            return None
-
-        wrappers = self._manager.subset_hook_caller(hook, remove_plugins=plain)
-        result = wrappers.call_extra([ask], kwargs)
-        if taker:
-            name = taker[0].plugin_name
-            others = [plugin for plugin in plain if plugin is not taker[0].plugin]
-            if len(self._callers) >= _REMEMBERED:
-                self._callers = {}
-            self._callers[key] = (
-                name,
-                # With nobody's wrapper around it, a call through pluggy would come down to this call.
-                taker[0].function
-                if not wrapping and set(taker[0].argnames) == set(kwargs)
-                else self._manager.subset_hook_caller(hook, others),
-            )
-            logger.debug(
-                "Plugin %s takes %s (%s)",
-                name,
-                fallback.type_name(key[2]),
-                hook,
-                extra={
-                    "action": "plugin_takes_connection",
-                    "plugin": name,
-                    "hook": hook,
-                    "connection_type": fallback.type_name(key[2]),
-                },
-            )
-        return result
+        return self.execute.taker(conn)
 
     def first_time(self, subject: str, name: str) -> bool:
         """Whether *subject* comes up for the plugin *name* for the first time, so that it is warned about once."""
