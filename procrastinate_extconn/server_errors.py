@@ -89,10 +89,10 @@ class ServerError(NamedTuple):
 
 def read(exc: BaseException) -> ServerError:
     """The server's error in *exc*, or in the driver's error that *exc* wraps."""
-    for error in _wrapped(exc):
-        found = _read_one(error)
-        if found is not None:
-            return found
+    found = [error for error in map(_read_one, _wrapped(exc)) if error is not None]
+    if found:
+        # SQLAlchemy's stand-in for asyncpg's error has the SQLSTATE, and not the message.
+        return next((error for error in found if error.message), found[0])
     # SQLAlchemy's own text quotes parameters, whatever the driver's error was.
     return ServerError(
         getattr(exc, "orig", None) or exc, None, None, _constraint_in_text(exc), None
