@@ -16,6 +16,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
+from .drivers import rows
+
 T = TypeVar("T")
 
 
@@ -115,9 +117,14 @@ def _dbapi(conn: Any) -> Held:
     def execute(sql: str) -> list[tuple[Any, ...]]:
         with closing(conn.cursor()) as cursor:
             cursor.execute(sql)
-            return list(map(tuple, cursor.fetchall())) if cursor.description else []
+            return _tuples(cursor.description, cursor.fetchall)
 
     return Held(conn, execute, conn.commit, conn.rollback)
+
+
+def _tuples(description: Any, fetched: Callable[[], Any]) -> list[tuple[Any, ...]]:
+    """What a cursor fetches, also where somebody's row or cursor factory makes dicts of rows."""
+    return [tuple(row.values()) for row in rows(description, fetched)]
 
 
 # -- psycopg ----------------------------------------------------------------------------------------------------------
@@ -145,7 +152,8 @@ def _psycopg_held(conn: Any) -> Held:
     async def execute(sql: str) -> list[tuple[Any, ...]]:
         async with conn.cursor() as cursor:
             await cursor.execute(sql)
-            return await cursor.fetchall() if cursor.description else []
+            fetched: list[Any] = await cursor.fetchall() if cursor.description else []
+            return _tuples(cursor.description, lambda: fetched)
 
     return Held(conn, execute, conn.commit, conn.rollback)
 

@@ -1,0 +1,203 @@
+"""Every operation of Procrastinate's job manager that is a single query, and the worker that runs the job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from typing import Any
+
+from procrastinate import App, PsycopgConnector, sql
+from procrastinate.manager import JobManager
+
+from ...connector import ExternalConnector
+from ...hookspecs import Rows
+from .caller import TASK, Caller, new_job
+from .clause import clause
+from .database import Database
+
+_ALL = {"queue_name": None, "task_name": None, "status": None, "lock": None}
+_JOBS = {"id": None, **_ALL, "queueing_lock": None, "worker_id": None}
+
+READS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("list_jobs", _JOBS),
+    ("list_jobs", {**_JOBS, "id": 2}),
+    ("list_jobs", {**_JOBS, "queue_name": "q2", "status": "doing", "worker_id": 1}),
+    ("list_jobs", {**_JOBS, "task_name": "t1", "lock": "l1", "queueing_lock": "ql1"}),
+    ("list_queues", _ALL),
+    ("list_queues", {**_ALL, "queue_name": "q2"}),
+    ("list_tasks", {**_ALL, "status": "doing"}),
+    ("list_locks", _ALL),
+    ("list_jobs_to_abort", {"queue_name": None}),
+    ("get_job_status", {"job_id": 3}),
+    ("get_job_status", {"job_id": 99}),
+    ("count_jobs_status", {}),
+    ("check_connection", {}),
+    ("select_stalled_jobs_by_started", {"nb_seconds": 60, "queue": None, "task_name": "t2"}),
+    (
+        "select_stalled_jobs_by_heartbeat",
+        {"queue": "q2", "task_name": None, "seconds_since_heartbeat": 30.5},
+    ),
+)
+"""Queries that change nothing, and what the manager passes them."""
+
+WRITES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("cancel_job", {"job_id": 1, "abort": False, "delete_job": False}),
+    ("cancel_job", {"job_id": 1, "abort": False, "delete_job": True}),
+    ("cancel_job", {"job_id": 2, "abort": True, "delete_job": False}),
+    ("cancel_job", {"job_id": 99, "abort": False, "delete_job": False}),
+    ("finish_job", {"job_id": 2, "status": "succeeded", "delete_job": False}),
+    ("finish_job", {"job_id": 2, "status": "failed", "delete_job": True}),
+    (
+        "retry_job",
+        {
+            "job_id": 2,
+            "retry_at": datetime(2040, 1, 2, 3, 4, 5, 6, timezone.utc),
+            "new_priority": 7,
+            "new_queue_name": "q'3",
+            "new_lock": None,
+        },
+    ),
+    ("delete_old_jobs", {"nb_hours": 1, "queue": None, "statuses": ["succeeded", "failed"]}),
+    ("delete_old_jobs", {"nb_hours": 1, "queue": "none", "statuses": ["succeeded"]}),
+    (
+        "defer_periodic_job",
+        {
+            "queue": "q1",
+            "task_name": "periodic",
+            "priority": 3,
+            "lock": "l9",
+            "queueing_lock": None,
+            "args": {"text": "it's {\\} %s"},
+            "defer_timestamp": 1_900_000_000,
+            "periodic_id": "",
+        },
+    ),
+)
+"""Queries that change something."""
+_WITHOUT_ROWS = ("finish_job", "retry_job", "delete_old_jobs")
+
+_SEED = """
+    INSERT INTO procrastinate_workers (last_heartbeat) VALUES ('2024-01-01T00:00Z');
+    INSERT INTO procrastinate_jobs
+        (queue_name, task_name, priority, lock, queueing_lock, args, status, scheduled_at, attempts, abort_requested,
+         worker_id)
+    VALUES
+        ('q1', 't1', 5, 'l1', 'ql1', '{"a": [1, 2.5, null, "it''s"]}', 'todo', '2030-06-01T12:00:00.000001Z', 0, false,
+         NULL),
+        ('q2', 't2', 0, 'l2', NULL, '{}', 'doing', NULL, 1, true, 1),
+        ('q2', 't1', -1, NULL, NULL, '{"n": 123456789012345678901234567890}', 'succeeded', NULL, 2, false, NULL),
+        ('q1', 't2', 0, 'l1', NULL, '{"b": {"c": true}}', 'failed', NULL, 3, false, NULL);
+    UPDATE procrastinate_events SET at = '2024-01-01T00:00Z';
+    INSERT INTO procrastinate_events (job_id, type, at) VALUES (2, 'started', '2024-01-01T00:00:01.5Z');
+"""
+
+
+_TABLES = """
+    SELECT json_build_object(
+        'jobs', (SELECT json_agg(json_build_array(to_jsonb(j) - 'scheduled_at', extract(epoch FROM scheduled_at))
+                                 ORDER BY id) FROM procrastinate_jobs j),
+        'events', (SELECT json_agg(json_build_array(job_id, type) ORDER BY id) FROM procrastinate_events),
+        'periodic', (SELECT json_agg(json_build_array(task_name, defer_timestamp, job_id, periodic_id))
+                     FROM procrastinate_periodic_defers)
+    )::text
+"""
+
+
+class ManagerClauses:
+    """Cancel, status, all the other operations, and a real worker."""
+
+    @clause
+    async def test_cancel_and_status(self, caller: Caller) -> None:
+        """A job is looked at and cancelled in the transaction that deferred it."""
+        [job_id] = await caller.defer()
+        manager = JobManager(ExternalConnector(caller.conn, outside_transaction="allow"))
+        if caller.kind.is_async:
+            before = await manager.get_job_status_async(job_id)
+            cancelled = await manager.cancel_job_by_id_async(job_id)
+            after = await manager.get_job_status_async(job_id)
+        else:
+            before = manager.get_job_status(job_id)
+            cancelled = manager.cancel_job_by_id(job_id)
+            after = manager.get_job_status(job_id)
+        assert (before.value, cancelled, after.value) == ("todo", True, "cancelled"), (
+            f"the job was {before.value}, cancelling gave {cancelled}, and then it was {after.value}"
+        )
+        await caller.commit()
+        assert caller.database.jobs()[0]["status"] == "cancelled", "the commit lost it"
+
+    @clause
+    async def test_reads(self, caller: Caller) -> None:
+        """Every query of the manager that reads gives the rows that Procrastinate's own connector gives."""
+        _seed(caller.database)
+        for name, arguments in READS:
+            query = sql.queries[name]
+            expected = caller.database.native.execute_query_all(query, **arguments)
+            rows = await caller.query(query, **arguments)
+            assert _typed(rows) == _typed(expected), f"{name} gives {rows!r}, not {expected!r}"
+
+    @clause
+    async def test_writes(self, caller: Caller) -> None:
+        """Every query of the manager that writes leaves what Procrastinate's own connector leaves."""
+        expected = [_written_natively(caller.database, *write) for write in WRITES]
+        _seed(caller.database)
+        for (name, arguments), (expected_rows, expected_tables) in zip(
+            WRITES, expected, strict=True
+        ):
+            await caller.execute("SAVEPOINT contract")
+            rows = await caller.query(sql.queries[name], **arguments)
+            tables = json.loads(await caller.value(_TABLES))
+            await caller.execute("ROLLBACK TO SAVEPOINT contract")
+            assert tables == expected_tables, f"{name} leaves {tables!r}, not {expected_tables!r}"
+            if name not in _WITHOUT_ROWS:
+                assert rows == expected_rows, f"{name} gives {rows!r}, not {expected_rows!r}"
+
+    @clause
+    async def test_worker_runs_it(self, caller: Caller) -> None:
+        """A real worker runs the job once it is committed, with its arguments."""
+        await caller.defer(new_job({"order_id": 42, "name": "it's"}))
+        assert _run_worker(caller.database) == [], "the worker ran it before the commit"
+        await caller.commit()
+        ran = _run_worker(caller.database)
+        assert ran == [{"order_id": 42, "name": "it's"}], f"the worker ran {ran!r}"
+
+
+def _seed(database: Database) -> None:
+    database.empty()
+    database.witness.execute(_SEED)
+
+
+def _written_natively(database: Database, name: str, arguments: dict[str, Any]) -> tuple[Rows, Any]:
+    _seed(database)
+    query = sql.queries[name]
+    if name in _WITHOUT_ROWS:
+        database.native.execute_query(query, **arguments)
+        rows = []
+    else:
+        rows = database.native.execute_query_all(query, **arguments)
+    return rows, json.loads(database.value(_TABLES))
+
+
+def _typed(rows: Rows) -> list[dict[str, tuple[type, Any]]]:
+    """*rows* so that 1 is not Decimal(1), and a naive datetime no aware one."""
+    return [{name: (type(value), value) for name, value in row.items()} for row in rows]
+
+
+def _run_worker(database: Database) -> list[dict[str, Any]]:
+    """Let a worker run what there is, and return the arguments of the jobs that it ran."""
+    app = App(connector=PsycopgConnector(conninfo=database.dsn))
+    ran: list[dict[str, Any]] = []
+
+    @app.task(name=TASK)
+    def task(**task_kwargs: Any) -> None:
+        ran.append(task_kwargs)
+
+    async def work() -> None:
+        async with app.open_async():
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+    # In a thread, since there may be an event loop in this one.
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(asyncio.run, work()).result()
+    return ran

@@ -1,0 +1,118 @@
+"""The contract kit passes what keeps the contract, and says of the rest which clause is broken and why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import broken_plugins
+import pytest
+
+from procrastinate_extconn.kinds import KINDS
+from procrastinate_extconn.testing import PluginContract
+from procrastinate_extconn.testing.server import VARIABLE, server_dsn
+
+BUILT_IN = [kind for kind in KINDS if kind.plugin in ("psycopg", "sqlalchemy")]
+
+
+class TestBuiltIn(PluginContract):
+    """The built-in plugins keep the contract."""
+
+    kinds = tuple(kind for kind in BUILT_IN if "asyncpg" not in kind.requires)
+
+
+class TestBuiltInOnAsyncpg(PluginContract):
+    """So they do on asyncpg, which does not show that a transaction has failed."""
+
+    kinds = tuple(kind for kind in BUILT_IN if "asyncpg" in kind.requires)
+    cannot_tell = ("failed",)
+
+
+CLAUSES = [name for name in dir(broken_plugins.TestBroken) if name.startswith("test_")]
+CAUGHT = [
+    ("Commits", "test_invisible_before_commit", "another connection saw the job before the commit"),
+    ("Commits", "test_rollback_takes_row_and_job", "the plugin committed it"),
+    ("Commits", "test_notify_at_commit", "a notification went out before the commit"),
+    (
+        "RollsBack",
+        "test_rollback_is_the_callers",
+        "the plugin rolled the caller's transaction back",
+    ),
+    ("Closes", "test_the_very_connection", "is closed"),
+    ("Swallows", "test_error_comes_out", "nothing was raised instead of ConnectorException"),
+    ("Swallows", "test_taken_lock", "instead of AlreadyEnqueued"),
+    ("RunsElsewhere", "test_the_very_connection", "the query ran on another connection"),
+    ("RunsElsewhere", "test_rollback_takes_row_and_job", "deferred on another connection"),
+    ("JsonAsText", "test_jobs_are_stored_as_sent", "args is stored as"),
+    ("JsonAsText", "test_worker_runs_it", "the worker ran []"),
+    ("LosesDigits", "test_jobs_are_stored_as_sent", "args is stored as"),
+    ("Reorders", "test_batch_order", "the jobs behind the ids are"),
+    ("ForgetsZones", "test_reads", "list_jobs gives"),
+    ("NoRowsIsNone", "test_rows_are_dicts", "UnsupportedConnection"),
+    ("Meddles", "test_settings_stay", "the plugin changed DateStyle"),
+    ("IsAsync", "test_is_found", "is an async def, which would claim every connection"),
+    (
+        "LeavesUnawaited",
+        "test_nothing_unawaited",
+        "coroutine 'LeavesUnawaited.log' was never awaited",
+    ),
+    ("ClaimsAll", "test_leaves_others_alone", "execute_on_external takes <"),
+    ("Lies", "test_state_after_an_error", "the state is 'in_transaction'"),
+    ("Lies", "test_closed", "the connection takes no statement"),
+    ("Asks", "test_description_is_free", "it sent a statement to the server"),
+    ("Blind", "test_description", "it has no describe_external"),
+]
+"""Plugin, a test that it fails, and why."""
+
+
+@pytest.fixture(scope="module")
+def failures(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Run the kit on broken plugins that were installed: the tests that failed, and what they said."""
+    folder = tmp_path_factory.mktemp("broken")
+    dist_info = folder / "broken_plugins-1.0.dist-info"
+    dist_info.mkdir()
+    (dist_info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: broken-plugins\nVersion: 1.0\n"
+    )
+    lines = [
+        f"{one.__name__} = broken_plugins:{one.__name__}.plugin" for one in broken_plugins.PLUGINS
+    ]
+    (dist_info / "entry_points.txt").write_text("\n".join(["[procrastinate_extconn]", *lines]))
+    (folder / "test_broken.py").write_text("from broken_plugins import TestBroken\n")
+    tests = [f"{clause}[Right]" for clause in CLAUSES] + [
+        f"{clause}[{name}]" for name, clause, _ in CAUGHT
+    ]
+    search = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=report.xml"]
+        + [f"test_broken.py::TestBroken::{test}" for test in tests],
+        cwd=folder,
+        env=os.environ | {VARIABLE: server_dsn(pytestconfig), "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    cases = list(ElementTree.parse(folder / "report.xml").iter("testcase"))
+    assert sorted(case.attrib["name"] for case in cases) == sorted(tests), ran.stdout
+    return {case.attrib["name"]: str(text.text) for case in cases for text in case.iter("failure")}
+
+
+def test_what_is_right_passes(failures: dict[str, str]) -> None:
+    """A plugin that keeps the contract passes every clause in the same run."""
+    assert [test for test in failures if test.endswith("[Right]")] == []
+
+
+@pytest.mark.parametrize(("plugin", "test", "why"), CAUGHT)
+def test_what_is_broken_is_caught(
+    plugin: str, test: str, why: str, failures: dict[str, str]
+) -> None:
+    """A plugin that breaks a clause fails that clause's test, which says which plugin, which clause and why."""
+    text = failures[f"{test}[{plugin}]"]
+    assert f"plugin '{plugin}' breaks the contract on {plugin}" in text
+    assert f"clause: {getattr(broken_plugins.TestBroken, test).__doc__}" in text
+    assert why in text.partition("why: ")[2]
