@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable
 from typing import Any
 
 from procrastinate.exceptions import ProcrastinateException
@@ -12,7 +11,7 @@ from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
 from .exceptions import PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
-from .hookspecs import Description, Rows
+from .hookspecs import Rows
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
@@ -51,7 +50,7 @@ class ExternalConnector(OneBodyConnector):
         self._conn = conn
         self._mode = outside_transaction
 
-    async def _execute(
+    async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
     ) -> Rows:
         if connection is not None:
@@ -61,11 +60,13 @@ class ExternalConnector(OneBodyConnector):
                 json_loads=self.json_loads,
                 outside_transaction=self._mode,
             )
-            return await other._execute(query, arguments, is_async=is_async)
+            return await other.run_query(query, arguments, is_async=is_async)
         if query in WORKER_QUERIES:
             raise self.worker_refused()
-        description = self._describe(is_async=is_async)
+        description = plugins().describe(self._conn)
         if description is not None:
+            if description.is_async is not is_async:
+                raise self._mismatch(is_async=is_async)
             guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
@@ -78,12 +79,6 @@ class ExternalConnector(OneBodyConnector):
             state = description.state if description else "unknown"
             rows = await conflicts.execute(send, query, arguments, options.on_conflict, state)
         return wire.decode(rows, self.json_loads)
-
-    def _describe(self, *, is_async: bool) -> Description | None:
-        description = plugins().describe(self._conn)
-        if description is not None and description.is_async is not is_async:
-            raise self._mismatch(is_async=is_async)
-        return description
 
     async def _send(
         self,
@@ -154,7 +149,7 @@ class ExternalConnector(OneBodyConnector):
             )
 
 
-def _discard(awaitable: Awaitable[object]) -> None:
+def _discard(awaitable: Any) -> None:
     """Leave nothing un-awaited behind."""
     if inspect.iscoroutine(awaitable):
         awaitable.close()
