@@ -7,7 +7,9 @@ bookkeeping of ``atomic()`` stand there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from procrastinate_extconn.drivers import (
     Classes,
@@ -63,4 +65,15 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
             if conn.in_atomic_block:
                 conn.set_rollback(True)
             raise
-        return rows(cursor.description, cursor.fetchall)
+        found = rows(cursor.description, cursor.fetchall)
+    return found if conn.timezone else _aware(conn, found)
+
+
+def _aware(conn: Any, found: Rows) -> Rows:
+    """*found* with the time zone of its instants, which Django takes away where ``USE_TZ`` is false."""
+    zone = ZoneInfo(conn.connection.info.parameter_status("TimeZone"))
+    for row in found:
+        for name, value in row.items():
+            if isinstance(value, datetime):
+                row[name] = value.replace(tzinfo=zone)
+    return found
