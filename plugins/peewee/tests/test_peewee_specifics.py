@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import peewee
 import pytest
@@ -40,7 +41,14 @@ def db(driver: str, dsn: str) -> Iterator[Any]:
 @pytest.fixture
 async def async_db(dsn: str) -> AsyncIterator[Any]:
     """Make an asynchronous database."""
-    db = AsyncPostgresqlDatabase(dsn)
+    address = urlsplit(dsn)
+    db = AsyncPostgresqlDatabase(
+        address.path.strip("/"),
+        host=address.hostname,
+        port=address.port,
+        user=address.username,
+        password=address.password,
+    )
     yield db
     await db.close_pool()
 
@@ -93,13 +101,20 @@ def test_another_thread(db: Any, ship: Any) -> None:
     assert states == ["autocommit"]
 
 
-def test_query_hooks(db: Any, ship: Any) -> None:
-    """Our statement runs through the database: its query hooks see it."""
+def test_override(dsn: str, driver: str, ship: Any) -> None:
+    """Our statement runs through the database: what a person overrides sees it."""
     seen: list[str] = []
-    db.query_hooks.append(lambda event: seen.append(event.sql))
-    with db.atomic():
+
+    class LoudDatabase(peewee.PostgresqlDatabase):  # type: ignore[misc]
+        def execute_sql(self, sql: str, params: Any = None) -> Any:
+            seen.append(sql)
+            return super().execute_sql(sql, params)
+
+    db = LoudDatabase(dsn, prefer_psycopg3=driver == "psycopg")
+    with db.connection_context(), db.atomic():
         ship.configure(connection=db).defer()
-    assert any("procrastinate_defer_jobs" in sql for sql in seen)
+    assert len(seen) == 1
+    assert "procrastinate_defer_jobs" in seen[0]
 
 
 @pytest.mark.parametrize("cls", [PooledPostgresqlDatabase, PostgresqlExtDatabase])
