@@ -62,7 +62,10 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
     # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
     connection: Connection = target if _CONNECTION.find(target) else target.connection()
     result = connection.execute(_text(query), dict(args))
-    return [dict(row) for row in result.mappings()] if result.returns_rows else []
+    if not result.returns_rows:
+        return []
+    names = tuple(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 @functools.lru_cache(maxsize=256)
@@ -98,11 +101,13 @@ def describe_external(conn: Any) -> Description | None:
     if is_async:
         target = getattr(target, "sync_session", None) or target.sync_connection
         if target is None:  # an AsyncConnection that was not started
-            return Description(conn.dialect.driver, "sqlalchemy", is_async, "closed")
-    bind = target if _CONNECTION.find(target) else _bind(target)
+            return Description(conn.engine.dialect.driver, "sqlalchemy", is_async, "closed")
+    is_connection = _CONNECTION.find(target)
+    bind = target if is_connection else _bind(target)
     dialect = bind.dialect
     require_postgresql(conn, dialect.name)
-    return Description(dialect.driver, "sqlalchemy", is_async, _state(target, bind))
+    state = _state(target) if is_connection else _session_state(target, bind)
+    return Description(dialect.driver, "sqlalchemy", is_async, state)
 
 
 def _current(conn: Any) -> Any:
@@ -122,16 +127,12 @@ def _bind(session: Session) -> Engine | Connection:
     )
 
 
-def _state(target: Any, bind: Engine | Connection) -> State:
-    if _CONNECTION.find(target):
-        if target.closed:
-            return "closed"
-        return "failed" if target.invalidated else _connection_state(target)
-    if target.in_transaction() and not target.is_active:
+def _session_state(session: Session, bind: Engine | Connection) -> State:
+    if session.in_transaction() and not session.is_active:
         return "failed"
-    connection = _held_by(target, bind)
+    connection = _held_by(session, bind)
     if connection is not None:
-        return _connection_state(connection)
+        return _state(connection)
     return "autocommit" if _opens_in_autocommit(bind) else "idle"
 
 
@@ -142,7 +143,11 @@ def _held_by(session: Session, bind: Engine | Connection) -> Connection | None:
     return held[0] if held else None
 
 
-def _connection_state(connection: Connection) -> State:
+def _state(connection: Connection) -> State:
+    if connection.closed:
+        return "closed"
+    if connection.invalidated:
+        return "failed"
     held = connection.connection
     raw = describe_held(held.driver_connection)
     if raw is not None and raw.state in ("in_transaction", "failed", "closed"):
