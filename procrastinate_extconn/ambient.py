@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ _block: ContextVar[_Block | None] = ContextVar("procrastinate_extconn_using", de
 
 
 @contextlib.contextmanager
-def using(conn: C) -> Iterator[C]:
+def using(conn: C) -> Generator[C]:
     """Run every call of a patched app inside the ``with`` block on *conn*, without handing it down.
 
     Deferring, cancelling, status and every other call of the job manager, sync or async as *conn* is. An explicit

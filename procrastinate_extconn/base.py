@@ -11,15 +11,19 @@ from procrastinate.exceptions import NoResult
 
 from .exceptions import ExternalConnectionError
 from .hookspecs import Rows
+from .wire import Dumps, Loads
 
 T = TypeVar("T")
 
 
 class OneBodyConnector(BaseConnector):
-    """A connector whose queries all go through `_execute`, sync and async alike."""
+    """A connector whose queries all go through `run_query`, sync and async alike."""
+
+    json_dumps: Dumps | None = None
+    json_loads: Loads | None = None
 
     @abstractmethod
-    async def _execute(
+    async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
     ) -> Rows:
         """Run one query, on *connection* if there is one. In a sync call nothing in it may suspend."""
@@ -28,7 +32,7 @@ class OneBodyConnector(BaseConnector):
         return self
 
     def execute_query(self, query: str, *, connection: object = None, **arguments: Any) -> None:
-        _finish(self._execute(query, arguments, is_async=False, connection=connection))
+        _finish(self.run_query(query, arguments, is_async=False, connection=connection))
 
     def execute_query_one(
         self, query: str, *, connection: object = None, **arguments: Any
@@ -36,22 +40,22 @@ class OneBodyConnector(BaseConnector):
         return _first(self.execute_query_all(query, connection=connection, **arguments))
 
     def execute_query_all(self, query: str, *, connection: object = None, **arguments: Any) -> Rows:
-        return _finish(self._execute(query, arguments, is_async=False, connection=connection))
+        return _finish(self.run_query(query, arguments, is_async=False, connection=connection))
 
     async def execute_query_async(
         self, query: str, *, connection: object = None, **arguments: Any
     ) -> None:
-        await self._execute(query, arguments, is_async=True, connection=connection)
+        await self.run_query(query, arguments, is_async=True, connection=connection)
 
     async def execute_query_one_async(
         self, query: str, *, connection: object = None, **arguments: Any
     ) -> dict[str, Any]:
-        return _first(await self._execute(query, arguments, is_async=True, connection=connection))
+        return _first(await self.run_query(query, arguments, is_async=True, connection=connection))
 
     async def execute_query_all_async(
         self, query: str, *, connection: object = None, **arguments: Any
     ) -> Rows:
-        return await self._execute(query, arguments, is_async=True, connection=connection)
+        return await self.run_query(query, arguments, is_async=True, connection=connection)
 
     def execute_query_one_with_connection(
         self, connection: object, query: str, **arguments: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 from procrastinate.exceptions import ConnectorException, UniqueViolation
@@ -40,7 +40,7 @@ async def execute(
 
 
 @contextlib.asynccontextmanager
-async def _savepoint(send: Send, state: State) -> AsyncIterator[None]:
+async def _savepoint(send: Send, state: State) -> AsyncGenerator[None]:
     if state != "autocommit":
         try:
             await send("SAVEPOINT procrastinate_extconn", {})
@@ -67,7 +67,8 @@ async def _defer_or_find(
 ) -> Rows:
     jobs = arguments[parameter]
     waiting: dict[str, int] = {}
-    for _ in range(_ATTEMPTS):
+    attempts = _ATTEMPTS
+    while True:
         new: dict[object, Any] = {}
         for index, job in enumerate(jobs):
             lock = job.queueing_lock
@@ -76,7 +77,8 @@ async def _defer_or_find(
         try:
             rows = await _insert(send, query, arguments, parameter, list(new.values()), state)
         except UniqueViolation as exc:
-            if exc.constraint_name != QUEUEING_LOCK_CONSTRAINT:
+            attempts -= 1
+            if exc.constraint_name != QUEUEING_LOCK_CONSTRAINT or not attempts:
                 raise
             conflict = exc
         else:
@@ -90,7 +92,6 @@ async def _defer_or_find(
         if not found and await _snapshot_is_old(send):
             raise conflict
         waiting |= found
-    raise conflict
 
 
 async def _insert(

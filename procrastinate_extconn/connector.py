@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Awaitable
 from typing import Any
 
 from procrastinate.exceptions import ProcrastinateException
@@ -48,7 +49,7 @@ class ExternalConnector(OneBodyConnector):
             outside_transaction = conn.outside_transaction or outside_transaction
             conn = conn.conn
         self._conn = conn
-        self._mode = outside_transaction
+        self._mode: OutsideMode | None = outside_transaction
 
     async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
@@ -90,7 +91,7 @@ class ExternalConnector(OneBodyConnector):
     ) -> Rows:
         query, args = wire.encode(query, arguments, self.json_dumps)
         try:
-            result = plugins().execute(self._conn, query, args)
+            result: Rows | Awaitable[Rows] = plugins().execute(self._conn, query, args)
             if isinstance(result, list):
                 if is_async:
                     self._at_once()
@@ -98,8 +99,7 @@ class ExternalConnector(OneBodyConnector):
             if not is_async:
                 _discard(result)
                 raise self._mismatch(is_async=is_async)
-            rows: Rows = await result
-            return rows
+            return await result
         except ProcrastinateException:
             raise
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything

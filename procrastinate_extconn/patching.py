@@ -253,7 +253,7 @@ def _wrap_with_connection(original: Callable[..., Any], method: str) -> Callable
     return execute
 
 
-def _external(connector: BaseConnector, connection: object) -> ExternalConnector:
+def _external(connector: Any, connection: object) -> ExternalConnector:
     return ExternalConnector(
         connection,
         # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.

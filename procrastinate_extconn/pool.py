@@ -39,7 +39,7 @@ class PoolConnector(OneBodyConnector):
         self._pool = pool_or_engine
         layer.built_in.add(self)
 
-    async def _execute(
+    async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
     ) -> Rows:
         if connection is None:
@@ -68,7 +68,7 @@ class PoolConnector(OneBodyConnector):
         connector = ExternalConnector(
             connection, json_dumps=self.json_dumps, json_loads=self.json_loads
         )
-        return await connector._execute(query, arguments, is_async=is_async)
+        return await connector.run_query(query, arguments, is_async=is_async)
 
     def _mismatch(self, *, is_async: bool) -> SyncAsyncMismatch:
         name = type_name(type(self._pool))

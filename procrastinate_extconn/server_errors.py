@@ -7,7 +7,7 @@ has the SQLSTATE and the primary message; DETAIL and CONTEXT quote values, so th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from procrastinate.exceptions import ConnectorException, UniqueViolation
@@ -111,7 +111,9 @@ def _wrapped(exc: BaseException) -> Iterator[BaseException]:
 
 
 def _read_one(error: BaseException) -> ServerError | None:
-    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else None
+    fields: Mapping[str, str] | None = None
+    if error.args and isinstance(error.args[0], dict):
+        fields = error.args[0]
     if fields and "C" in fields:  # pg8000: the protocol's one-letter fields
         return ServerError(error, fields["C"], fields.get("M"), fields.get("n"), fields.get("D"))
     sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
@@ -188,7 +190,9 @@ def _text(error: ServerError, conn: object, driver: str, state: State) -> str:
     else:
         said = f"{driver}: {_harmless(error)} (SQLSTATE {error.sqlstate})."
         if error.sqlstate == "22P02" and "json" in said:
-            advice = "The job's arguments are not JSON that PostgreSQL reads: NaN and Infinity are not."
+            advice = (
+                "The job's arguments are not JSON that PostgreSQL reads: NaN and Infinity are not."
+            )
         elif error.sqlstate == "25006" and _is_standby(conn):
             advice = _STANDBY
         elif advice in (_NO_SCHEMA, _OTHER_SCHEMA):

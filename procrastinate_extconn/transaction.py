@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 import warnings
 
 from .exceptions import OutsideTransaction, OutsideTransactionWarning, UnusableConnection
@@ -105,8 +105,10 @@ def _outside_unknown(description: Description, mode: OutsideMode) -> None:
 def warn(text: str, category: type[Warning] = OutsideTransactionWarning) -> None:
     """Warn at the line of the person's that made the call."""
     level = 1
-    frame = sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _QUIET:
+    frame = inspect.currentframe()
+    while (
+        frame and frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _QUIET
+    ):
         frame = frame.f_back
         level += 1
     warnings.warn(text, category, stacklevel=level)
