@@ -4,78 +4,31 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from .classes import Classes, Refusal
 from .exceptions import UnsupportedConnection
 from .hookspecs import Description, Rows, State, Value
+from .plugins import plugins
 
-T = TypeVar("T")
+__all__ = [
+    "Classes",
+    "Refusal",
+    "describe_held",
+    "execute_on_held",
+    "libpq_state",
+    "named",
+    "numeric",
+    "positional",
+    "require_postgresql",
+    "rows",
+]
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s|%%")
-_REMEMBERED = 512
 
 
-class Refusal:
-    """Marks a class that is mistaken for a connection, with the one line that gets a connection from it.
-
-    :param advice: that line, such as ``async with pool.acquire() as conn: ...``.
-    """
-
-    def __init__(self, advice: str) -> None:
-        self.advice = advice
-
-
-class Classes(Generic[T]):
-    """A driver's classes, by their dotted names, and what a plugin wants to know of each.
-
-    Looked up in `sys.modules` alone: a driver that was never imported has no connections, so saying no costs
-    nothing. Subclasses count, and so do proxies that put the wrapped object's class in their ``__class__``.
-
-    :param classes: dotted name -> value; the first match wins. A `Refusal` makes `find` raise.
-    """
-
-    def __init__(self, classes: Mapping[str, T | Refusal]) -> None:
-        self._classes = classes
-        self._found: dict[tuple[type, type], tuple[str, T | Refusal] | None] = {}
-
-    def find(self, conn: object) -> T | None:
-        """What stands here for the class of *conn*, or None.
-
-        :raises UnsupportedConnection: where a `Refusal` stands for it.
-        """
-        key = type(conn), conn.__class__
-        try:
-            found = self._found[key]
-        except KeyError:
-            found = self._search(key)
-        if found is None:
-            return None
-        name, value = found
-        if isinstance(value, Refusal):
-            raise UnsupportedConnection(
-                f"procrastinate-extconn does not support external connections of type {name}: that is not a "
-                f"connection. Get one from it: `{value.advice}`"
-            )
-        return value
-
-    def _search(self, key: tuple[type, type]) -> tuple[str, T | Refusal] | None:
-        found = None
-        for name, value in self._classes.items():
-            module, _, attribute = name.rpartition(".")
-            cls = getattr(sys.modules.get(module), attribute, None)
-            # issubclass, not isinstance: a metaclass may answer isinstance() by the type, which a proxy's is not.
-            if isinstance(cls, type) and any(issubclass(one, cls) for one in key):
-                found = name, value
-                break
-        if len(self._found) >= _REMEMBERED:
-            self._found.clear()
-        self._found[key] = found
-        return found
-
-
-@functools.lru_cache(maxsize=_REMEMBERED)
+@functools.lru_cache(maxsize=512)
 def _translated(
     query: str, style: Callable[[str, int], str], repeat: bool
 ) -> tuple[str, tuple[str, ...]]:
@@ -131,7 +84,7 @@ def named(query: str) -> str:
     return _translated(query, _named, False)[0]
 
 
-def rows(description: Iterable[Any] | None, fetched: Callable[[], Iterable[Any]]) -> Rows:
+def rows(description: Iterable[Any] | None, fetched: Callable[[], Sequence[Any]]) -> Rows:
     """The rows of a DB-API cursor as dicts, whatever its row or cursor factory makes of a row.
 
     :param description: ``cursor.description``; None says that the statement has no rows.
@@ -139,11 +92,11 @@ def rows(description: Iterable[Any] | None, fetched: Callable[[], Iterable[Any]]
     """
     if description is None:
         return []
+    found = fetched()
+    if found and isinstance(found[0], Mapping):
+        return [dict(row) for row in found]
     names = [column[0] for column in description]
-    return [
-        dict(row) if isinstance(row, Mapping) else dict(zip(names, row, strict=True))
-        for row in fetched()
-    ]
+    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 _TRANSACTION: Mapping[int, State] = {2: "in_transaction", 3: "failed"}
@@ -182,8 +135,6 @@ def require_postgresql(conn: object, dialect: str) -> None:
 
 def describe_held(conn: object) -> Description | None:
     """What the plugin of another driver says of a connection that yours holds; None if none knows it."""
-    from .plugins import plugins
-
     return plugins().describe(conn)
 
 
@@ -192,7 +143,5 @@ def execute_on_held(conn: object, query: str, args: Mapping[str, Value]) -> Rows
 
     :raises UnsupportedConnection: if none takes it.
     """
-    from .plugins import plugins
-
     result: Rows | Awaitable[Rows] = plugins().execute(conn, query, args)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from .drivers import Classes
+from .classes import Classes
 from .exceptions import UnsupportedConnection
 from .hookspecs import Value, hookimpl
 
