@@ -34,13 +34,13 @@ def describe_external(conn: Any) -> Description | None:
 
 
 def _state(conn: Any) -> State:
-    from asyncpg import InterfaceError
+    import asyncpg
 
     try:
         if conn.is_closed():
             return "closed"
         return "in_transaction" if conn.is_in_transaction() else "autocommit"
-    except InterfaceError:  # given back to its pool
+    except asyncpg.InterfaceError:  # given back to its pool
         return "closed"
 
 
@@ -50,12 +50,12 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Awa
 
 
 async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    from asyncpg import Record
+    import asyncpg
 
     query, names = numeric(query)
     if _has_text_codec(conn):
         query = await _past_text_codec(conn, query)
-    records = await conn.fetch(query, *[args[name] for name in names], record_class=Record)
+    records = await conn.fetch(query, *[args[name] for name in names], record_class=asyncpg.Record)
     return [dict(record) for record in records]
 
 

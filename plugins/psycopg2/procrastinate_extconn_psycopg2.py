@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -64,10 +64,11 @@ def _lend(pool: Any) -> Generator[object]:
 def _read_plainly(cursor: Any) -> None:
     """Undo, on this cursor alone, what a person's casters make of the types in Procrastinate's rows."""
     extensions, casters = _casters()
-    # A proxy may be no cursor to psycopg2: there, the person's casters stay.
-    with suppress(TypeError):
+    try:
         for caster in casters:
             extensions.register_type(caster, cursor)
+    except TypeError:
+        return  # A proxy may be no cursor to psycopg2: there, the person's casters stay.
 
 
 @functools.cache
