@@ -1,0 +1,95 @@
+"""Undo what a test does on a connection, jobs and all."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from ..drivers import execute_on_held
+from ..exceptions import OutsideTransaction, SyncAsyncMismatch
+from ..hookspecs import Rows
+from ..options import unwrap
+from ..transaction import describe
+
+C = TypeVar("C")
+
+
+def rolled_back(conn: C) -> RolledBack[C]:
+    """Undo at the end of the ``with`` or ``async with`` block what was done on *conn* in it.
+
+    Everything in the block stands behind a savepoint, so that *conn* itself is left as it was. A commit would get past
+    that, and fails the test.
+
+    :param conn: any connection that a plugin takes, in a transaction or about to begin one.
+    :returns: a context manager, sync or async as *conn* is, that yields *conn*.
+    :raises OutsideTransaction: on entering the block, if *conn* commits each statement by itself.
+    :raises AssertionError: on leaving it, if *conn* was committed.
+    """
+    return RolledBack(conn)
+
+
+class RolledBack(Generic[C]):
+    """What `rolled_back` returns."""
+
+    def __init__(self, conn: C) -> None:
+        self._conn = conn
+        self._transaction = 0
+
+    def __enter__(self) -> C:
+        self._check(is_async=False)
+        _finish(self._begin())
+        return self._conn
+
+    def __exit__(self, *exc: object) -> None:
+        _finish(self._end())
+
+    async def __aenter__(self) -> C:
+        self._check(is_async=True)
+        await self._begin()
+        return self._conn
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._end()
+
+    def _check(self, *, is_async: bool) -> None:
+        description = describe(self._conn)
+        if description.is_async is not is_async:
+            raise SyncAsyncMismatch(
+                f"rolled_back() of this {description.driver} connection is entered with "
+                f"`{'async with' if description.is_async else 'with'}`"
+            )
+        if description.state == "autocommit":
+            raise OutsideTransaction(
+                f"this {description.driver} connection is not in a transaction and commits each statement by itself, "
+                "so that nothing can be rolled back: open a transaction first"
+            )
+
+    async def _begin(self) -> None:
+        [row] = await self._send("SELECT txid_current() AS xid")
+        self._transaction = row["xid"]
+        await self._send("SAVEPOINT rolled_back")
+
+    async def _end(self) -> None:
+        if describe(self._conn).state == "closed":
+            return
+        fate = "in progress"
+        with suppress(Exception):  # a transaction that has failed answers nothing, but it goes on
+            [row] = await self._send(f"SELECT txid_status({self._transaction}) AS fate")
+            fate = row["fate"]
+        if fate == "in progress":
+            await self._send("ROLLBACK TO SAVEPOINT rolled_back")
+            await self._send("RELEASE SAVEPOINT rolled_back")
+        assert fate != "committed", (
+            "the transaction was committed inside rolled_back(), so that its rows and jobs are there to stay: let "
+            "whoever opens the transaction commit it, or use a database that is emptied after the test"
+        )
+
+    async def _send(self, query: str) -> Rows:
+        result = execute_on_held(unwrap(self._conn), query, {})
+        return result if isinstance(result, list) else await result
+
+
+def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
+    with suppress(StopIteration):  # on a sync connection, nothing in it suspends
+        coroutine.send(None)
