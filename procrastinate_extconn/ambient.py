@@ -12,7 +12,6 @@ from typing import TypeVar
 from .exceptions import ExternalConnectionError
 from .layer import layer
 from .queries import MANAGER_QUERIES, WORKER_QUERIES
-from .transaction import describe
 
 C = TypeVar("C")
 
@@ -45,6 +44,8 @@ def using(conn: C) -> Generator[C]:
         raise ExternalConnectionError(
             "using() would do nothing, as no connector is patched: call procrastinate_extconn.install() first"
         )
+    from .transaction import describe
+
     describe(conn)
     block = _Block(conn)
     token = _block.set(block)

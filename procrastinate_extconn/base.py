@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Coroutine
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from procrastinate.connector import BaseConnector
 from procrastinate.exceptions import NoResult
 
 from .exceptions import ExternalConnectionError
-from .hookspecs import Rows
-from .wire import Dumps, Loads
+
+if TYPE_CHECKING:
+    from .hookspecs import Rows
+    from .wire import Dumps, Loads
 
 T = TypeVar("T")
 

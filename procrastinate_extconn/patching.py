@@ -11,16 +11,18 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from procrastinate.connector import BaseConnector
 from procrastinate.testing import InMemoryConnector
 
 from . import ambient
 from .base import OneBodyConnector
-from .connector import ExternalConnector
 from .layer import DEFAULT_MODE, layer
 from .options import OutsideMode, check_mode
+
+if TYPE_CHECKING:
+    from .connector import ExternalConnector
 
 T = TypeVar("T")
 
@@ -254,6 +256,8 @@ def _wrap_with_connection(original: Callable[..., Any], method: str) -> Callable
 
 
 def _external(connector: Any, connection: object) -> ExternalConnector:
+    from .connector import ExternalConnector
+
     return ExternalConnector(
         connection,
         # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.

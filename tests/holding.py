@@ -168,14 +168,15 @@ class FakeDriver:
         return self._answer(query, args)
 
 
-def run_python(program: str, **constants: str) -> str:
+def run_python(program: str, before: str = "", **constants: str) -> str:
     """What an indented *program* prints, in a process of its own where warnings are errors.
 
+    :param before: a program that runs before it.
     :param constants: the value of each name.
     """
     given = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     finished = subprocess.run(
-        [sys.executable, "-W", "error", "-c", given + textwrap.dedent(program)],
+        [sys.executable, "-W", "error", "-c", given + before + textwrap.dedent(program)],
         capture_output=True,
         text=True,
         check=False,
