@@ -308,7 +308,7 @@ def installed() -> Iterator[None]:
 @pytest.fixture
 def app(installed: None, dsn: str) -> procrastinate.App:
     """An app that takes sync and async calls, and opens no connection of its own until it has to."""
-    return procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn))
+    return procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=1))
 
 
 @pytest.fixture

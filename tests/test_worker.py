@@ -1,0 +1,105 @@
+"""A real worker runs what was committed, once, and never what was rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import procrastinate
+import psycopg
+import pytest
+from holding import Watch, hold
+from procrastinate.exceptions import ConnectorException
+
+from procrastinate_extconn import ExternalConnector
+from procrastinate_extconn.kinds import Kind
+
+
+@pytest.fixture(scope="module")
+def dsn(new_database: Callable[[], str]) -> str:
+    """One database for the module: no test leaves a job to do."""
+    return new_database()
+
+
+@pytest.fixture
+def ran(app: procrastinate.App) -> list[int]:
+    """The orders that the task was run for."""
+    ran: list[int] = []
+
+    @app.task(name="process_order")
+    def process_order(order_id: int) -> None:
+        ran.append(order_id)
+
+    return ran
+
+
+async def work(app: procrastinate.App, times: int = 1, **options: Any) -> None:
+    """Run a worker in *app*, until nothing is left to do unless it is told otherwise."""
+    options = {"wait": False, "listen_notify": False, **options}
+    async with app.open_async():
+        for _ in range(times):
+            await app.run_worker_async(install_signal_handlers=False, **options)
+
+
+def test_a_worker_runs_what_was_committed(
+    kind: Kind, dsn: str, app: procrastinate.App, ran: list[int], watch: Watch
+) -> None:
+    """A committed job is run once, whatever it was deferred on, and one that was rolled back never is."""
+    task = app.tasks["process_order"]
+    with hold(kind, dsn) as external:
+        job_id = external.defer(task, order_id=1)
+        external.commit()
+    with hold(kind, dsn) as external:
+        external.defer(task, order_id=2)
+        external.rollback()
+    asyncio.run(work(app, times=2))
+    assert ran == [1]
+    assert watch.job(job_id)["status"] == "succeeded"
+
+
+async def test_the_commit_wakes_a_worker(dsn: str, app: procrastinate.App) -> None:
+    """A worker that waits for a notification gets it with the commit."""
+    ran: asyncio.Queue[int] = asyncio.Queue()
+
+    @app.task(name="process_order")
+    async def process_order(order_id: int) -> None:
+        await ran.put(order_id)
+
+    waiting = work(app, wait=True, listen_notify=True, fetch_job_polling_interval=3600)
+    worker = asyncio.create_task(waiting)
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        for order_id in (1, 2):  # the second one finds a worker that waits
+            await process_order.configure(connection=conn).defer_async(order_id=order_id)
+            await conn.commit()
+            assert await asyncio.wait_for(ran.get(), 60) == order_id
+    worker.cancel()
+    await asyncio.wait([worker])
+
+
+def test_a_task_defers_in_a_transaction_of_its_own(
+    dsn: str, app: procrastinate.App, ran: list[int]
+) -> None:
+    """What a task defers on its own connection is run by the same worker after the commit."""
+
+    @app.task(name="split_order")
+    def split_order() -> None:
+        with psycopg.connect(dsn) as conn:
+            deferrer = app.tasks["process_order"].configure(connection=conn)
+            deferrer.defer(order_id=3)
+            conn.commit()
+            deferrer.defer(order_id=4)
+            conn.rollback()
+
+    with psycopg.connect(dsn) as conn:
+        split_order.configure(connection=conn).defer()
+    asyncio.run(work(app))
+    assert ran == [3]
+
+
+async def test_a_worker_does_not_run_on_an_external_connection(dsn: str) -> None:
+    """A worker needs connections of its own, and is told so before it takes a job."""
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        app = procrastinate.App(connector=ExternalConnector(conn))
+        with pytest.raises(ConnectorException, match="a worker does not run on"):
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
