@@ -26,17 +26,18 @@ _STATES: Mapping[bytes, State] = {b"T": "in_transaction", b"E": "failed"}
 
 @hookimpl
 def describe_external(conn: Any) -> Description | None:
-    if _IS_NATIVE.find(conn) is None:
+    is_native = _IS_NATIVE.find(conn)
+    if is_native is None:
         return None
-    return Description("pg8000", "pg8000", is_async=False, state=_state(conn))
+    return Description("pg8000", "pg8000", is_async=False, state=_state(conn, is_native))
 
 
-def _state(conn: Any) -> State:
+def _state(conn: Any, is_native: bool) -> State:
     # pg8000 tells nobody, but it keeps the status byte of the server's last ReadyForQuery.
     if conn._usock is None:
         return "closed"
-    begins_by_itself = not getattr(conn, "autocommit", True)
-    return _STATES.get(conn._transaction_status) or ("idle" if begins_by_itself else "autocommit")
+    outside: State = "autocommit" if is_native or conn.autocommit else "idle"
+    return _STATES.get(conn._transaction_status, outside)
 
 
 @hookimpl
@@ -44,7 +45,16 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     is_native = _IS_NATIVE.find(conn)
     if is_native is None:
         return None
-    return _run(conn, query, args) if is_native else _execute(conn, query, args)
+    sent = {
+        name: _array(value) if isinstance(value, list) else value for name, value in args.items()
+    }
+    return _run(conn, query, sent) if is_native else _execute(conn, query, sent)
+
+
+def _array(values: list[Any]) -> str:
+    """The literal of an array. In pg8000's own a text ``null`` is NULL."""
+    quoted = [re.sub(r'(["\\])', r"\\\1", str(value)) for value in values]
+    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 
 
 def _run(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:

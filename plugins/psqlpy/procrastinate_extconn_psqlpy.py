@@ -41,7 +41,7 @@ def _state(conn: Any, is_transaction: bool) -> State:
     # is_closed() says the opposite of what is so, up to psqlpy 0.13. A pipeline of nothing sends nothing.
     try:
         if is_transaction:
-            _at_once(conn.pipeline([]))
+            _at_once(conn.pipeline())
             return "in_transaction"
         conn.transaction()
     except InterfaceError:

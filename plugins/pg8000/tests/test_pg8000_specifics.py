@@ -163,3 +163,12 @@ def test_install_line(connect: Connect, function: Any) -> None:
     """Without the plugin, each kind of connection gets the line that installs it."""
     refusal = Fallback(lambda: ["psycopg"]).refusal(connect(function))
     assert "pip install procrastinate-extconn-pg8000" in str(refusal)
+
+
+@pytest.mark.parametrize("lock", ["null", "NULL", 'a\\"b', " ", "it's {a,b}\r\n", ""])
+def test_locks_in_an_array(connect: Connect, ship: Any, lock: str) -> None:
+    """A lock is a text in an array too, even where pg8000 would send NULL."""
+    conn = connect(pg8000.dbapi.connect)
+    external = extconn.external(conn, on_conflict="existing")
+    first = ship.configure(connection=external, queueing_lock=lock).defer()
+    assert ship.configure(connection=external, queueing_lock=lock).defer() == first
