@@ -114,9 +114,13 @@ class _Ending:
         self._log(
             logging.ERROR,
             "transaction_left_open",
-            "returned with the transaction open in which it was completed: it succeeds if that is committed. "
+            "has ended with the transaction open in which it was completed: it succeeds if that is committed. "
             "Commit or roll back before the task returns",
+            exc_info=self._exception,
         )
+        if self.log_outcome is not None:
+            # Its traceback may be all that keeps the connection from being collected, and so rolled back.
+            self.log_outcome.arguments["exc_info"] = False
         _open.setdefault(self._worker.app.job_manager, set()).add(self)
         self._follow_up = asyncio.create_task(self._settle_later(), name=f"settle job {self._name}")
 
@@ -176,11 +180,11 @@ class _Ending:
             await self._persist(retry_decision=None)
         elif self.fate is Fate.COMPLETED:
             self._outcome(status=Status.SUCCEEDED, job_retry=None, exc_info=False)
-            if exception is not None:
+            if status is not Status.SUCCEEDED:
                 self._log(
                     logging.ERROR if status is Status.FAILED else logging.INFO,
                     "error_after_completion",
-                    "had been completed and committed when its task ended with an exception: it stays succeeded",
+                    "had been completed and committed when its task raised an exception: it stays succeeded",
                     exc_info=exception,
                 )
             await self._persist(status=Status.SUCCEEDED, retry_decision=None)
@@ -248,7 +252,7 @@ def _wrap_log_job_outcome(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def log_job_outcome(*args: Any, **kwargs: Any) -> None:
         call = _Call(original, signature, args, kwargs)
-        ending = _ending_of(call.arguments["context"].job)
+        ending = _ending_of(getattr(call.arguments.get("context"), "job", None))
         if ending is None:
             original(*args, **kwargs)
         else:
@@ -263,7 +267,7 @@ def _wrap_persist_job_status(original: Callable[..., Any]) -> Callable[..., Any]
     @functools.wraps(original)
     async def persist_job_status(*args: Any, **kwargs: Any) -> None:
         call = _Call(original, signature, args, kwargs)
-        ending = _ending_of(call.arguments["job"])
+        ending = _ending_of(call.arguments.get("job"))
         if ending is None:
             await original(*args, **kwargs)
         else:
@@ -278,7 +282,7 @@ def _wrap_finish_job(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     async def finish_job(*args: Any, **kwargs: Any) -> None:
         call = _Call(original, signature, args, kwargs)
-        ending = _ending_of(call.arguments["job"])
+        ending = _ending_of(call.arguments.get("job"))
         if ending is None or ending.fate is Fate.RUNNING:
             await original(*args, **kwargs)
         elif ending.fate is Fate.COMPLETED and call.arguments["delete_job"]:

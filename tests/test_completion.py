@@ -449,7 +449,7 @@ async def test_a_transaction_left_open_stops_nobody(
 
     found = record("transaction_left_open")
     assert found.levelno == logging.ERROR
-    assert f"[{job_id}] returned with the transaction open" in found.getMessage()
+    assert f"[{job_id}] has ended with the transaction open" in found.getMessage()
     assert record("worker_left_registered")
     assert watch.job(job_id)["status"] == "doing"  # type: ignore[index]
 
@@ -535,6 +535,32 @@ async def test_a_late_rollback_is_a_failure(
         await until(lambda: watch.job(job_id)["status"] == "succeeded")  # type: ignore[index]
     assert watch.orders() == []
     assert "deferred_for_retry" in events(dsn, job_id)
+
+
+@pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning")
+async def test_a_connection_that_an_exception_keeps_alive_is_let_go(
+    app: procrastinate.App, dsn: str, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that forgets its connection and raises fails once the connection is collected as garbage."""
+
+    @app.task(pass_context=True)
+    def work(context: procrastinate.JobContext) -> None:
+        conn = psycopg.connect(dsn)
+        extconn.complete(context, conn)
+        raise ZeroDivisionError
+
+    def is_failed() -> bool:
+        gc.collect()
+        job = watch.job(job_id)
+        return job is not None and job["status"] == "failed"
+
+    found: list[str] = []
+    # pytest keeps the records that it gets, and with them the exception.
+    monkeypatch.setattr(settlement.logger, "handle", lambda record: found.append(record.action))
+    job_id = await work.defer_async()
+    async with working(app):
+        await until(lambda: found == ["transaction_left_open"])
+        await until(is_failed)
 
 
 # -- the fence --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""Real servers, real faults, and the table of what came of them.
+
+``EXTCONN_FAULTS=long`` is the long form, ``EXTCONN_SEED`` repeats a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from faults.chance import SEED
+from faults.ledger import Audit, Ledger
+from faults.table import table
+
+from procrastinate_extconn.kinds import KINDS
+
+T = TypeVar("T")
+
+LONG = os.environ.get("EXTCONN_FAULTS") == "long"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the mark."""
+    config.addinivalue_line(
+        "markers", "faults: shows what a fault does to thousands of transactions"
+    )
+
+
+def pytest_report_header() -> str:
+    """Say how long it will take."""
+    return f"fault tests: {'long' if LONG else 'short'} form"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Chance, which can be repeated."""
+    print(f"EXTCONN_SEED={SEED}")  # noqa: T201 - shown where the test fails
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+@pytest.fixture
+def sized() -> Callable[[T, T], T]:
+    """Chooses between the short form's and the long form's."""
+    return lambda short, long: long if LONG else short
+
+
+@pytest.fixture
+def audit(record_property: Callable[[str, object], None]) -> Callable[[str, Ledger], Audit]:
+    """Ends a test: the tables agree, and the figures stand in the table that the run prints."""
+
+    def audit(fault: str, ledger: Ledger) -> Audit:
+        found = ledger.audit()
+        record_property("audit", (fault, ledger.kind.id, found.figures))
+        assert not found.problems, found
+        return found
+
+    return audit
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table: faults x kinds of connection."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    if figures := sorted(_recorded(reports), key=_rank):
+        terminalreporter.section(f"faults, EXTCONN_SEED={SEED}")
+        terminalreporter.write_line(table(figures))
+
+
+def _recorded(reports: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    for report in reports:
+        if report.when == "call":
+            yield from (value for name, value in report.user_properties if name == "audit")
+
+
+def _rank(figures: tuple[Any, ...]) -> int:
+    return [kind.id for kind in KINDS].index(figures[1])

@@ -1,0 +1,103 @@
+"""The worker that `test_kill_worker` kills, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import procrastinate
+
+import procrastinate_extconn as extconn
+from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+
+POINTS = ("before complete", "between complete and commit", "between commit and return")
+"""Where a worker can be told to kill itself."""
+
+
+class Orders(NamedTuple):
+    """What a worker does."""
+
+    dsn: str
+    kind_id: str
+    """How its task holds its transaction."""
+    completes: bool
+    """Whether its task calls `complete`, or leaves the job to the worker."""
+    dies_at: str | None = None
+    """One of `POINTS`; None leaves it to somebody else to kill it."""
+    dies_in: int = 1
+    """In the how-manieth job that comes to that point."""
+
+    @property
+    def kind(self) -> Kind:
+        """How its task holds its transaction."""
+        return next(kind for kind in KINDS if kind.id == self.kind_id)
+
+
+class Worker:
+    """A worker whose task writes one row for each of its runs."""
+
+    def __init__(self, orders: Orders, started: Connection | None = None) -> None:
+        self._orders = orders
+        self._started = started
+        self._left = orders.dies_in
+        connector = procrastinate.PsycopgConnector(conninfo=orders.dsn, min_size=1)
+        self.app = procrastinate.App(connector=connector)
+        kind = orders.kind
+        self.task: Any
+
+        if kind.is_async:
+
+            @self.app.task(name="work", pass_context=True)
+            async def work_async(context: procrastinate.JobContext) -> None:
+                async with kind.open(orders.dsn) as held:
+                    await self._work(context, held)
+
+            self.task = work_async
+        else:
+
+            @self.app.task(name="work", pass_context=True)
+            def work(context: procrastinate.JobContext) -> None:
+                run(kind, orders.dsn, lambda held: self._work(context, held))
+
+            self.task = work
+
+    async def _work(self, context: procrastinate.JobContext, held: Held) -> None:
+        if self._started:
+            self._started.send(context.job.id)
+        await done(held.execute(f"INSERT INTO effects (job_id) VALUES ({context.job.id})"))
+        self._come_to("before complete")
+        if self._orders.completes:
+            complete = extconn.complete_async if self._orders.kind.is_async else extconn.complete
+            await done(complete(context, held.conn))
+        self._come_to("between complete and commit")
+        await done(held.commit())
+        self._come_to("between commit and return")
+
+    def _come_to(self, point: str) -> None:
+        if point == self._orders.dies_at:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    async def run(self, *, wait: bool) -> None:
+        """Work, with a heart that beats fast."""
+        async with self.app.open_async():
+            await self.app.run_worker_async(
+                concurrency=3,
+                wait=wait,
+                listen_notify=False,
+                install_signal_handlers=False,
+                fetch_job_polling_interval=0.02,
+                update_heartbeat_interval=0.1,
+                stalled_worker_timeout=1,
+            )
+
+
+def main(orders: Orders, started: Connection) -> None:
+    """Work until killed."""
+    import asyncio
+
+    extconn.install()
+    asyncio.run(Worker(orders, started).run(wait=True))

@@ -1,0 +1,91 @@
+"""The backend is killed, or the whole server, at a random moment of a transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from faults.chance import at_a_random_moment
+from faults.ledger import Ledger
+from procrastinate.schema import SchemaManager
+
+from procrastinate_extconn.embedded import TemporaryServer
+from procrastinate_extconn.kinds import Held, Kind, done, run
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.usefixtures("installed"),
+    # A driver whose server has gone may leave its socket to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+
+def test_backend_killed(
+    kind: Kind, dsn: str, rng: random.Random, audit: Callable, sized: Callable
+) -> None:
+    """Whenever `pg_terminate_backend` comes, the row and its job are both there or neither is."""
+    ledger = Ledger(kind, dsn, rng)
+    with psycopg.connect(dsn, autocommit=True) as killer:
+
+        async def body(held: Held) -> None:
+            [(pid,)] = await done(held.execute("SELECT pg_backend_pid()"))
+            kill = lambda: killer.execute("SELECT pg_terminate_backend(%s)", [pid])  # noqa: E731
+            with at_a_random_moment(rng, 1.2 * ledger.typical, kill):
+                await ledger.transact(held)
+
+        run_all(ledger, sized(10, 1000), body)
+    audit("backend killed", ledger)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TemporaryServer]:
+    """A server to kill."""
+    with TemporaryServer() as server:
+        yield server
+
+
+@pytest.fixture
+def killed_dsn(server: TemporaryServer, request: pytest.FixtureRequest) -> str:
+    """A database on it."""
+    name = f"killed_{random.SystemRandom().getrandbits(64):x}"
+    with psycopg.connect(server.dsn(), autocommit=True) as conn:
+        conn.execute(f'CREATE DATABASE "{name}"')
+    with psycopg.connect(server.dsn(name)) as conn:
+        conn.execute(SchemaManager.get_schema())
+        conn.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
+    return server.dsn(name)
+
+
+def test_server_killed(
+    kind: Kind,
+    killed_dsn: str,
+    server: TemporaryServer,
+    rng: random.Random,
+    audit: Callable,
+    sized: Callable,
+) -> None:
+    """Whenever the server dies of SIGKILL, the row and its job are both there afterwards or neither is."""
+    ledger = Ledger(kind, killed_dsn, rng)
+
+    def kill() -> None:
+        server.kill()
+        server.start()
+
+    async def body(held: Held) -> None:
+        with at_a_random_moment(rng, 1.2 * ledger.typical, kill):
+            await ledger.transact(held)
+
+    run_all(ledger, sized(5, 100), body)
+    audit("server killed", ledger)
+
+
+def run_all(ledger: Ledger, transactions: int, body: Callable) -> None:
+    """Run *body* on one new connection after the other, whatever comes of each."""
+    while ledger.transactions < transactions:
+        with contextlib.suppress(Exception):
+            run(ledger.kind, ledger.dsn, body)
+    gc.collect()
