@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 
 def main() -> None:
     """Run the command line."""
-    missing = [name for name in ("click", "rich") if importlib.util.find_spec(name) is None]
-    if missing:
+    try:
+        from .group import cli
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in ("click", "rich"):
+            raise
         sys.exit(
-            f"procrastinate-extconn: the command line needs {' and '.join(missing)}: "
+            f"procrastinate-extconn: the command line needs {missing}, which is not installed: "
             "run `pip install 'procrastinate-extconn[cli]'`"
         )
-    from .group import cli
-
     cli(prog_name="procrastinate-extconn")

@@ -52,15 +52,16 @@ class Steps:
             MofNCompleteColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
         )
 
     def __enter__(self) -> Steps:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def begin(self, what: str, parts: int = 1) -> Callable[[], None]:
         """Begin a step.
@@ -68,7 +69,7 @@ class Steps:
         :param parts: how many parts it has.
         :returns: what to call when a part is done.
         """
-        if self._progress.disable:
+        if not self._console.is_terminal:
             self._console.print(f"{what} ...")
         step = self._progress.add_task(what, total=parts)
         return lambda: self._progress.advance(step)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 import click
+import psycopg
+from procrastinate.exceptions import ProcrastinateException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..embedded import ServerError
 from ..fallback import install_line
 from ..kinds import KINDS, Kind
 from . import console
+from .demonstration import Demonstration, Outcome
 from .interrupts import Interrupts
-
-if TYPE_CHECKING:
-    from .demonstration import Outcome
+from .server_address import ServerAddress
+from .workspace import NotRemoved, on_server, own_server
 
 _CODE = """\
     import procrastinate_extconn as extconn
@@ -36,7 +38,7 @@ _DISTRIBUTIONS = {"psycopg2": "psycopg2-binary"}
 )
 @console.as_json
 def demo(dsn: str | None, as_json: bool) -> None:
-    """Watch orders and their jobs be committed, and rolled back, together.
+    """Watch orders commit and roll back together with their jobs.
 
     On each kind of connection that is installed, one order is committed with its job and another is rolled back with
     its job. Then a worker runs the jobs. All that on a PostgreSQL which the demo starts, and removes.
@@ -45,11 +47,12 @@ def demo(dsn: str | None, as_json: bool) -> None:
     """
     server = ""
     outcomes: list[Outcome] = []
-    with Interrupts() as interrupts, contextlib.suppress(KeyboardInterrupt):
-        server, outcomes = _run(dsn, interrupts)
-    if interrupts.received:
-        console.stderr().print("Interrupted. Nothing is left behind.")
-        raise SystemExit(128 + interrupts.received)
+    with Interrupts() as interrupts:
+        with contextlib.suppress(KeyboardInterrupt):
+            server, outcomes = _run(dsn, interrupts)
+        if interrupts.received:
+            console.stderr().print("Interrupted. Nothing is left behind.")
+            raise SystemExit(128 + interrupts.received)
     if as_json:
         _print_json(server, outcomes)
     else:
@@ -63,14 +66,6 @@ def _run(dsn: str | None, interrupts: Interrupts) -> tuple[str, list[Outcome]]:
 
     :raises click.ClickException: if it could not be tried.
     """
-    import psycopg
-    from procrastinate.exceptions import ProcrastinateException
-
-    from ..embedded import ServerError
-    from .demonstration import Demonstration
-    from .server_address import ServerAddress
-    from .workspace import NotRemoved, on_server, own_server
-
     address = None if dsn is None else ServerAddress.from_option(dsn)
     kinds = [kind for kind in KINDS if not kind.missing()]
     outcomes: list[Outcome] = []
@@ -190,5 +185,9 @@ No outbox table, no relay, no job for an order that does not exist: the job was 
     )
     out.print("In your own app, three lines:\n", style="bold")
     out.print(_CODE, style="cyan")
-    out.print("On an async connection: `await process_order.configure(...).defer_async(order_id=42)`.")
-    out.print("You commit, nobody else does. `procrastinate-extconn doctor` looks at your own database.")
+    out.print(
+        "On an async connection: `await process_order.configure(...).defer_async(order_id=42)`."
+    )
+    out.print(
+        "You commit, nobody else does. `procrastinate-extconn doctor` looks at your own database."
+    )

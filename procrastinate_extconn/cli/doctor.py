@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator
 
 import click
+import psycopg
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,10 @@ from ..kinds import KINDS
 from . import console
 from .findings import Finding
 from .installation import DISTRIBUTION, interface, plugin_findings, version
+from .pooling import pooler
+from .server import Server, unreachable
+from .server_address import ServerAddress
+from .trials import Trials, autocommit
 
 _STYLES = {"ok": "green", "hint": "yellow", "skipped": "dim", "problem": "bold red"}
 
@@ -47,33 +52,17 @@ def doctor(dsn: str, as_json: bool) -> None:
 
 
 def _examine(dsn: str) -> Iterator[Finding]:
-    try:
-        import psycopg
-    except ImportError as exc:
-        yield Finding(
-            "psycopg",
-            "problem",
-            f"it cannot be imported: {' '.join(str(exc).split())}",
-            "pip install 'procrastinate-extconn[psycopg]'",
-        )
-        return
-    from .pooling import pooler
-    from .server import Server, unreachable
-    from .server_address import ServerAddress
-    from .trials import Trials, autocommit
-
     address = ServerAddress.from_option(dsn)
     yield interface()
     yield from plugin_findings()
     try:
-        conn = psycopg.connect(address.dsn, autocommit=True, prepare_threshold=None)
+        with psycopg.connect(address.dsn, autocommit=True, prepare_threshold=None) as conn:
+            address.settle(conn)
+            pooled = list(pooler(conn, address.dsn))
+            findings = [*Server(conn, address).findings(), *pooled]
     except psycopg.Error as exc:
         yield unreachable(exc, address)
         return
-    with conn:
-        address.settle(conn)
-        pooled = list(pooler(conn, address.dsn))
-        findings = [*Server(conn, address).findings(), *pooled]
     yield from findings
     if any(finding.status == "problem" for finding in findings):
         yield Finding("drivers", "skipped", "not tried: the rest comes first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from collections.abc import Generator
 from types import FrameType
@@ -26,6 +27,7 @@ class Interrupts:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
+        logging.getLogger("asyncio").addFilter(self._is_of_interest)
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -33,6 +35,12 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if not self.received:
+            logging.getLogger("asyncio").removeFilter(self._is_of_interest)
+
+    def _is_of_interest(self, record: logging.LogRecord) -> bool:
+        # A task of some driver's that was interrupted too: asyncio tells so, maybe as late as at the exit.
+        return not self.received
 
     @contextlib.contextmanager
     def allowed(self) -> Generator[None]:

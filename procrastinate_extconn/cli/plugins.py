@@ -18,7 +18,7 @@ from .installation import DISTRIBUTION, loaded_plugins, version
 @click.command()
 @console.as_json
 def plugins(as_json: bool) -> None:
-    """List the plugins that are installed, in the order in which they are asked.
+    """List the plugins, in the order in which they are asked.
 
     Then those that are known but not installed, and what could not be loaded. The exit status is 1 if there is any of
     the latter.

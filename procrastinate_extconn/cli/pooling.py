@@ -56,7 +56,7 @@ def _refuses_transactions(dsn: str) -> bool:
     with psycopg.connect(dsn, autocommit=True) as conn:
         try:
             conn.execute("BEGIN")
-        except psycopg.errors.ProtocolViolation:
+        except psycopg.Error:
             return True
     return False
 

@@ -29,10 +29,10 @@ def unreachable(exc: psycopg.Error, address: ServerAddress) -> Finding:
             "a pooler refuses what the DSN or PGOPTIONS sets: take it out there, or name it in PgBouncer's "
             "ignore_startup_parameters"
         )
-    elif pgconn is not None and pgconn.used_password:
-        fix = "check user and password: PGUSER, PGPASSWORD, the password file, or --dsn"
     elif pgconn is not None and pgconn.needs_password:
         fix = "give a password: PGPASSWORD, or a password file"
+    elif pgconn is not None and pgconn.used_password:
+        fix = "check user and password: PGUSER, PGPASSWORD, the password file, or --dsn"
     else:
         fix = "see that the server runs and is reached there: --dsn, or PGHOST, PGPORT, PGDATABASE and PGUSER"
     return Finding("server", "problem", f"no connection to {address}: {reason}", fix)

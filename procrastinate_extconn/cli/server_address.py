@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from psycopg import Connection
+from psycopg import Connection, ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
 
 CONNECT_TIMEOUT = 5  # seconds
 
@@ -18,7 +18,7 @@ _IN_CONNINFO = re.compile(r"(password\s*=\s*)('[^']*'|\S+)", re.IGNORECASE)
 
 _ADVICE = (
     "it cannot be read: it should look like postgresql://user:password@host:port/database, with special characters "
-    "in the password percent-encoded (@ is %40, / is %2F, # is %23)"
+    "in the password percent-encoded (@ is %40, / is %2F)"
 )
 
 
@@ -34,10 +34,6 @@ class ServerAddress:
     """
 
     def __init__(self, dsn: str = "") -> None:
-        from psycopg import ProgrammingError
-        from psycopg.conninfo import conninfo_to_dict
-        from psycopg.pq import Conninfo
-
         try:
             given = conninfo_to_dict(dsn)
         except ProgrammingError:
@@ -71,8 +67,6 @@ class ServerAddress:
 
     def but(self, **changes: str) -> str:
         """The DSN with other parameters."""
-        from psycopg.conninfo import make_conninfo
-
         parameters: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, **self._given, **changes}
         return make_conninfo(**parameters)
 

@@ -7,14 +7,14 @@ import os
 import secrets
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psycopg
+from psycopg import sql
+
+from ..embedded import TemporaryServer
+from .interrupts import Interrupts
 from .server_address import ServerAddress
-
-if TYPE_CHECKING:
-    from psycopg import Connection, sql
-
-    from .interrupts import Interrupts
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ def own_server(interrupts: Interrupts) -> Generator[Workspace]:
 
     :raises ServerError: if it does not start.
     """
-    from ..embedded import TemporaryServer
-
     server = TemporaryServer()
     with _without_environment():
         try:
@@ -67,8 +65,6 @@ def on_server(address: ServerAddress) -> Generator[Workspace]:
     :raises psycopg.Error: if the server is not reached, or allows neither.
     :raises NotRemoved: if it does not allow to remove it.
     """
-    import psycopg
-
     with psycopg.connect(address.dsn, autocommit=True) as conn:
         address.settle(conn)
         workspace, drop = _make(conn, address)
@@ -86,12 +82,9 @@ def on_server(address: ServerAddress) -> Generator[Workspace]:
             ) from exc
 
 
-def _make(conn: Connection[Any], address: ServerAddress) -> tuple[Workspace, sql.Composed]:
+def _make(conn: psycopg.Connection[Any], address: ServerAddress) -> tuple[Workspace, sql.Composed]:
     """The workspace, and the statement that removes it."""
-    import psycopg
-    from psycopg import sql
-
-    name = f"procrastinate_extconn_demo_{secrets.token_hex(4)}"
+    name = f"procrastinate_extconn_demo_{os.getpid()}_{secrets.token_hex(4)}"
     identifier = sql.Identifier(name)
     drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier)
     with contextlib.suppress(psycopg.Error):  # no right to make one

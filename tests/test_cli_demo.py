@@ -1,0 +1,257 @@
+"""``procrastinate-extconn demo``: it shows what it says, finds what is wrong, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.sql import SQL, Identifier, Literal
+
+import procrastinate_extconn as extconn
+from procrastinate_extconn.kinds import KINDS, Held, Kind
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from click.testing import CliRunner, Result
+
+from procrastinate_extconn.cli import demo
+from procrastinate_extconn.cli.group import cli
+
+DEMO = [sys.executable, "-c", "from procrastinate_extconn.cli import main; main()", "demo"]
+INSTALLED = [kind.id for kind in KINDS if not kind.missing()]
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Make a folder for temporary folders, where everybody may look for theirs."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def processes(folder: Path) -> list[str]:
+    """Return the command lines that speak of *folder*, where the system shows them."""
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace"))
+    return [line for line in found if str(folder) in line]
+
+
+def leftovers(dsn: str, pid: int | None = None) -> list[Any]:
+    """Return the databases and schemas that a demo has made on a server.
+
+    :param pid: the demo's process; this one if None.
+    """
+    with psycopg.connect(dsn) as conn:
+        return conn.execute(
+            "SELECT datname FROM pg_database WHERE datname ~ %(name)s "
+            "UNION SELECT nspname FROM pg_namespace WHERE nspname ~ %(name)s",
+            {"name": f"^procrastinate_extconn_demo_{pid or os.getpid()}_"},
+        ).fetchall()
+
+
+def table(output: str) -> dict[str, list[str]]:
+    """Return what the table says of each kind of connection."""
+    rows = [line.split() for line in output.splitlines()]
+    return {row[0]: row[1:] for row in rows if len(row) == 4 and {*row[1:]} <= {"yes", "no"}}
+
+
+def run(*args: str) -> Result:
+    """Run the demo in this process."""
+    try:
+        return CliRunner().invoke(cli, ["demo", *args])
+    finally:
+        extconn.uninstall()
+
+
+def test_own_server(temporary: Path) -> None:
+    """It shows each kind of connection on a server of its own, and the code to use; nothing is left."""
+    # What is meant for another server does not lead it astray.
+    environment = {
+        "TMPDIR": str(temporary),
+        "PGHOSTADDR": "192.0.2.1",
+        "PGOPTIONS": "-c nonsense=1",
+    }
+    with subprocess.Popen(
+        DEMO,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        assert process.stderr.readline() == "Starting PostgreSQL ...\n"
+        assert process.stderr.readline() == "Committing and rolling back orders ...\n"
+        assert list(temporary.iterdir())
+        if sys.platform == "linux":
+            assert processes(temporary)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 0
+    assert stderr == "Running the jobs with a worker ...\n"
+    assert table(stdout) == {kind: ["yes", "yes", "yes"] for kind in INSTALLED}
+    assert "extconn.install()" in stdout
+    assert "process_order.configure(connection=conn).defer(order_id=42)" in stdout
+    assert not list(temporary.iterdir())
+    assert not processes(temporary)
+
+
+def test_given_server(dsn: str) -> None:
+    """On a server that is given, it works in a database of its own, which is gone afterwards."""
+    result = run("--dsn", dsn, "--json")
+    assert result.exit_code == 0
+    shown = json.loads(result.stdout[result.stdout.index("{") :])
+    assert shown["ok"] is True
+    assert f", in database procrastinate_extconn_demo_{os.getpid()}_" in shown["server"]
+    assert [kind["kind"] for kind in shown["kinds"]] == INSTALLED
+    for kind in shown["kinds"]:
+        assert kind["committed_together"] and kind["rolled_back_together"] and kind["run_by_worker"]
+    assert not leftovers(dsn)
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("SELECT count(*) FROM procrastinate_jobs").fetchall() == [(0,)]
+
+
+@pytest.fixture
+def role(dsn: str) -> Iterator[tuple[str, str]]:
+    """Make a role that may do little; give its name, and the DSN with it and its password."""
+    name, password = f"extconn_{secrets.token_hex(4)}", secrets.token_hex(8)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        if conn.info.parameter_status("is_superuser") != "on":
+            pytest.skip("the user of the test server may not create roles")
+        conn.execute(
+            SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(Identifier(name), Literal(password))
+        )
+        yield name, make_conninfo(dsn, user=name, password=password)
+        conn.execute(SQL("DROP OWNED BY {}").format(Identifier(name)))
+        conn.execute(SQL("DROP ROLE {}").format(Identifier(name)))
+
+
+def test_role_without_databases(dsn: str, role: tuple[str, str]) -> None:
+    """A role that may not create databases gets a schema, on every driver, and is told."""
+    name, its_dsn = role
+    with psycopg.connect(dsn) as conn:
+        grant = SQL("GRANT CREATE ON DATABASE {} TO {}")
+        conn.execute(grant.format(Identifier(conn.info.dbname), Identifier(name)))
+    result = run("--dsn", its_dsn)
+    assert result.exit_code == 0, result.output
+    assert f", in schema procrastinate_extconn_demo_{os.getpid()}_" in result.output
+    assert not leftovers(dsn)
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("SELECT count(*) FROM procrastinate_jobs").fetchall() == [(0,)]
+
+
+def test_role_without_rights(role: tuple[str, str]) -> None:
+    """A role that may create neither is told so, and the exit status is 1."""
+    result = run("--dsn", role[1])
+    assert result.exit_code == 1
+    assert "Error: " in result.output
+    assert "permission denied for database" in result.output
+
+
+def test_unreachable() -> None:
+    """A server that is not reached is the reason given, without the password."""
+    result = run("--dsn", "postgresql://someone:geheim@127.0.0.1:1/shop")
+    assert result.exit_code == 1
+    assert "Connecting to shop on 127.0.0.1:1 as someone ..." in result.output
+    assert "Error: " in result.output
+    assert "geheim" not in result.output
+
+
+@contextlib.contextmanager
+def _in_autocommit(dsn: str) -> Iterator[Held]:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        yield Held(conn, conn.execute, conn.commit, conn.rollback)
+
+
+@contextlib.contextmanager
+def _telling_secrets(dsn: str) -> Iterator[Held]:
+    raise RuntimeError(f"cannot use {dsn}")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("opened", "reason"),
+    [
+        (_in_autocommit, "before the commit, the order was there and its job was there"),
+        (_telling_secrets, "RuntimeError: cannot use "),
+    ],
+)
+def test_not_as_it_should_be(
+    opened: Callable[[str], Any], reason: str, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kind of connection that fails is named with the reason, the others go on, and the exit status is 1."""
+    password = psycopg.conninfo.conninfo_to_dict(dsn).get("password") or "no password"
+    odd = Kind("odd", "psycopg", ("psycopg",), False, opened)
+    absent = Kind("absent", "psycopg", ("psycopg", "a_driver"), False, opened)
+    monkeypatch.setattr(demo, "KINDS", (KINDS[0], odd, absent))
+    result = run("--dsn", dsn)
+    assert result.exit_code == 1
+    assert table(result.output) == {KINDS[0].id: ["yes"] * 3, "odd": ["no"] * 3}
+    assert f"odd: {reason}" in result.output
+    assert password not in result.output
+    assert "absent: pip install a-driver" in result.output
+    assert "Not as it should be: 1 of 2 kinds of connection." in result.output
+    assert not leftovers(dsn)
+
+
+def _read_until(stream: IO[str], stage: str) -> None:
+    while not (line := stream.readline()).startswith(stage):
+        assert line, f"it ended before {stage}"
+
+
+@pytest.mark.parametrize(
+    ("on_given_server", "stage", "number"),
+    [
+        (False, "Starting", signal.SIGINT),
+        (False, "Starting", signal.SIGTERM),
+        (False, "Committing", signal.SIGINT),
+        (False, "Committing", signal.SIGTERM),
+        (False, "Running", signal.SIGTERM),
+        (True, "Connecting", signal.SIGTERM),
+        (True, "Committing", signal.SIGINT),
+        (True, "Committing", signal.SIGTERM),
+    ],
+)
+def test_interrupted(
+    on_given_server: bool, stage: str, number: signal.Signals, temporary: Path, dsn: str
+) -> None:
+    """Ctrl-C and SIGTERM, at a random moment of each stage, leave nothing behind and give their exit status."""
+    with subprocess.Popen(
+        [*DEMO, *(["--dsn", dsn] if on_given_server else [])],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr
+        _read_until(process.stderr, stage)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(random.uniform(0, 0.5 if stage == "Committing" else 0.1))
+        # As a terminal does: to the whole process group.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        stdout, stderr = process.communicate()
+    if process.returncode != 0:  # It may have been done before the signal came.
+        assert process.returncode == 128 + number
+        assert stderr.endswith("Interrupted. Nothing is left behind.\n")
+        assert "Traceback" not in stderr
+        assert stdout == ""
+    assert not list(temporary.iterdir())
+    assert not processes(temporary)
+    assert not leftovers(dsn, process.pid)
