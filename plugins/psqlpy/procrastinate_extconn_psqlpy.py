@@ -36,7 +36,7 @@ def describe_external(conn: Any) -> Description | None:
 
 
 def _state(conn: Any, is_transaction: bool) -> State:
-    from psqlpy.exceptions import InterfaceError
+    import psqlpy.exceptions
 
     # is_closed() says the opposite of what is so, up to psqlpy 0.13. A pipeline of nothing sends nothing.
     try:
@@ -44,7 +44,7 @@ def _state(conn: Any, is_transaction: bool) -> State:
             _at_once(conn.pipeline())
             return "in_transaction"
         conn.transaction()
-    except InterfaceError:
+    except psqlpy.exceptions.InterfaceError:
         return "closed"
     # False says that it began none itself: somebody may have sent a BEGIN.
     return "in_transaction" if _at_once(conn.in_transaction()) else "unknown"
@@ -73,7 +73,9 @@ async def _execute(conn: Connection | Transaction, query: str, args: Mapping[str
 
 
 # psqlpy reads neither void nor regclass, and a number in JSON as a 64-bit one.
-_UNREADABLE = re.compile(r"(?<=^SELECT )(?:to_regclass\([^;]*\)|\w+\([^;]*\)(?=;?\s*$))")
+_UNREADABLE = re.compile(
+    r"(?<=^SELECT )(?:to_regclass\([^;]*\)|procrastinate_\w+\([^;]*\)(?=;?\s*$))"
+)
 
 
 def _json(raw: bytes) -> str:
