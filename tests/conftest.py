@@ -104,3 +104,10 @@ def dsn(databases: Databases, template: str) -> Iterator[str]:
     """Address a clean database, which is this test's own."""
     with databases.create(template) as name:
         yield databases.dsn(name)
+
+
+@pytest.fixture
+def empty_dsn(databases: Databases) -> Iterator[str]:
+    """Address a database with nothing in it, not even Procrastinate's schema."""
+    with databases.create("template0") as name:
+        yield databases.dsn(name)

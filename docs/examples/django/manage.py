@@ -1,0 +1,15 @@
+"""Orders with Django: an order and the job that confirms it commit together.
+
+$ export PGHOST=... PGDATABASE=...
+$ python manage.py migrate
+$ python manage.py runserver
+$ python manage.py procrastinate worker
+"""
+
+import os
+
+from django.core.management import execute_from_command_line
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
+    execute_from_command_line()

@@ -1,0 +1,7 @@
+"""Where things are."""
+
+from django.urls import path
+
+from .views import create_order
+
+urlpatterns = [path("orders/<int:order_id>", create_order)]

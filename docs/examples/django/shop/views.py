@@ -1,0 +1,28 @@
+"""What the web does."""
+
+from django.db import connection, transaction
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_POST
+
+from .models import Order
+from .tasks import confirm_order
+
+
+class PaymentRefused(Exception):
+    """The order is not to be."""
+
+
+@csrf_exempt  # for curl's sake
+@require_POST
+def create_order(request: HttpRequest, order_id: int) -> JsonResponse:
+    """Place an order: with its job, or not at all."""
+    try:
+        with transaction.atomic():
+            Order.objects.create(id=order_id)
+            confirm_order.configure(connection=connection).defer(order_id=order_id)
+            if request.GET["paid"] == "false":
+                raise PaymentRefused
+    except PaymentRefused:
+        return JsonResponse({"detail": "The payment was refused."}, status=402)
+    return JsonResponse({"id": order_id}, status=201)

@@ -1,0 +1,86 @@
+"""Orders with FastAPI and SQLAlchemy's asyncio: an order and the job that confirms it commit together.
+
+$ export PGHOST=... PGDATABASE=...
+$ PYTHONPATH=. procrastinate --app=shop.queue schema --apply
+$ uvicorn shop:api
+$ PYTHONPATH=. procrastinate --app=shop.queue worker
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import procrastinate
+from fastapi import Depends, FastAPI, HTTPException
+from sqlalchemy import ForeignKey
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+import procrastinate_extconn as extconn
+
+# A job that is deferred outside a transaction is an error here, not a surprise.
+extconn.install(outside_transaction="error")
+
+engine = create_async_engine("postgresql+psycopg://")
+queue = procrastinate.App(connector=procrastinate.PsycopgConnector())
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "shop_order"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Confirmation(Base):
+    __tablename__ = "shop_confirmation"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int] = mapped_column(ForeignKey("shop_order.id"))
+
+
+@queue.task(name="confirm_order")
+async def confirm_order(order_id: int) -> None:
+    async with AsyncSession(engine) as session, session.begin():
+        session.add(Confirmation(order_id=order_id))
+
+
+async def transaction() -> AsyncIterator[AsyncSession]:
+    """One request, one transaction: every job deferred meanwhile is part of it."""
+    async with AsyncSession(engine) as session, session.begin():
+        with extconn.using(session):
+            yield session
+
+
+# scope="function": commit before the response is sent, so that a 201 is true.
+Session = Annotated[AsyncSession, Depends(transaction, scope="function")]
+
+
+@asynccontextmanager
+async def lifespan(api: FastAPI) -> AsyncIterator[None]:
+    async with engine.begin() as conn:
+        await conn.run_sync(Base.metadata.create_all)
+    yield
+    await engine.dispose()
+
+
+api = FastAPI(lifespan=lifespan)
+
+
+@api.post("/orders/{order_id}", status_code=201)
+async def create_order(order_id: int, paid: bool, session: Session) -> dict[str, int]:
+    session.add(Order(id=order_id))
+    await notify(order_id)
+    if not paid:
+        raise HTTPException(402, "The payment was refused.")
+    return {"id": order_id}
+
+
+async def notify(order_id: int) -> None:
+    """Far from the session: nobody hands it a connection."""
+    await confirm_order.defer_async(order_id=order_id)

@@ -1,0 +1,80 @@
+"""Orders with Flask and SQLAlchemy: an order and the job that confirms it commit together.
+
+$ export PGHOST=... PGDATABASE=...
+$ PYTHONPATH=. procrastinate --app=shop.queue schema --apply
+$ flask --app shop run
+$ PYTHONPATH=. procrastinate --app=shop.queue worker
+"""
+
+from __future__ import annotations
+
+import procrastinate
+from flask import Flask, Response, request
+from sqlalchemy import ForeignKey, create_engine
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    mapped_column,
+    scoped_session,
+    sessionmaker,
+)
+
+import procrastinate_extconn as extconn
+
+# A job that is deferred outside a transaction is an error here, not a surprise.
+extconn.install(outside_transaction="error")
+
+engine = create_engine("postgresql+psycopg://")
+session = scoped_session(sessionmaker(engine))
+queue = procrastinate.App(connector=procrastinate.PsycopgConnector())
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "shop_order"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Confirmation(Base):
+    __tablename__ = "shop_confirmation"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int] = mapped_column(ForeignKey("shop_order.id"))
+
+
+@queue.task(name="confirm_order")
+def confirm_order(order_id: int) -> None:
+    with sessionmaker(engine).begin() as session:
+        session.add(Confirmation(order_id=order_id))
+
+
+web = Flask(__name__)
+Base.metadata.create_all(engine)
+
+
+@web.after_request
+def commit(response: Response) -> Response:
+    """Commit what succeeded before the response is sent, so that a 201 is true."""
+    if response.status_code < 400:
+        session.commit()
+    return response
+
+
+@web.teardown_request
+def end(exception: BaseException | None) -> None:
+    """Roll back what is left."""
+    session.remove()
+
+
+@web.post("/orders/<int:order_id>")
+def create_order(order_id: int) -> tuple[dict[str, object], int]:
+    session.add(Order(id=order_id))
+    # The session goes along: a request hook that enters using(session) would do as well.
+    confirm_order.configure(connection=session).defer(order_id=order_id)
+    if request.args["paid"] == "false":
+        return {"detail": "The payment was refused."}, 402
+    return {"id": order_id}, 201

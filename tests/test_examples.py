@@ -1,0 +1,152 @@
+"""The example applications, served over HTTP, with a worker, on a real database."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+
+
+class Example(NamedTuple):
+    """An application, and the commands that its first page tells people to run."""
+
+    name: str
+    requires: str
+    prepare: tuple[str, ...]
+    serve: tuple[str, ...]
+    work: tuple[str, ...]
+
+
+_PROCRASTINATE = ("-m", "procrastinate", "--app=shop.queue")
+
+ALL = [
+    Example(
+        "fastapi",
+        "fastapi",
+        (*_PROCRASTINATE, "schema", "--apply"),
+        ("-m", "uvicorn", "shop:api", "--port"),
+        (*_PROCRASTINATE, "worker", "--one-shot"),
+    ),
+    Example(
+        "flask",
+        "flask",
+        (*_PROCRASTINATE, "schema", "--apply"),
+        ("-m", "flask", "--app", "shop", "run", "--port"),
+        (*_PROCRASTINATE, "worker", "--one-shot"),
+    ),
+    Example(
+        "django",
+        "procrastinate_extconn_django",
+        ("manage.py", "migrate"),
+        ("manage.py", "runserver", "--noreload"),
+        ("manage.py", "procrastinate", "worker", "--one-shot"),
+    ),
+]
+
+
+class Shop:
+    """A running application."""
+
+    def __init__(self, example: Example, dsn: str) -> None:
+        self._example = example
+        self._env = {**os.environ, "PYTHONPATH": ".", "PYTHONWARNINGS": "error"}
+        for name, value in conninfo_to_dict(dsn).items():
+            self._env["PGDATABASE" if name == "dbname" else f"PG{name.upper()}"] = str(value)
+        self._port = 0
+
+    def run(self, *arguments: str) -> None:
+        """Run a command to its end."""
+        finished = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=EXAMPLES / self._example.name,
+            env=self._env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+
+    @contextlib.contextmanager
+    def serve(self) -> Iterator[None]:
+        """Serve while the block runs."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        server = subprocess.Popen(
+            [sys.executable, *self._example.serve, str(self._port)],
+            cwd=EXAMPLES / self._example.name,
+            env=self._env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._wait_for(server)
+            yield
+        finally:
+            server.terminate()
+            server.wait()
+
+    def _wait_for(self, server: subprocess.Popen[bytes]) -> None:
+        while server.poll() is None:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                return
+        pytest.fail(f"the server ended with status {server.returncode}")
+
+    def order(self, order_id: int, *, paid: bool) -> int:
+        """Place an order, and get the status of the response."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._port}/orders/{order_id}?paid={str(paid).lower()}",
+            method="POST",
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return exc.code
+
+    def work(self) -> None:
+        """Run the jobs that are there."""
+        self.run(*self._example.work)
+
+
+@pytest.fixture(params=ALL, ids=lambda example: example.name)
+def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Iterator[Shop]:
+    """Every example application, on a database where it has made its tables, being served."""
+    example: Example = request.param
+    pytest.importorskip(example.requires)
+    shop = Shop(example, empty_dsn)
+    shop.run(*example.prepare)
+    with shop.serve():
+        yield shop
+
+
+def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) -> None:
+    """A request that succeeds leaves an order whose job runs once; one that fails after deferring leaves neither."""
+    assert shop.order(1, paid=True) == 201
+    assert shop.order(2, paid=False) == 402
+    assert shop.order(1, paid=True) >= 500  # a key that is taken: an error of the database's
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        assert conn.execute("SELECT id FROM shop_order").fetchall() == [(1,)]
+        query = "SELECT args, status::text FROM procrastinate_jobs"
+        assert conn.execute(query).fetchall() == [({"order_id": 1}, "todo")]
+        shop.work()
+        assert conn.execute("SELECT order_id FROM shop_confirmation").fetchall() == [(1,)]
+        assert conn.execute(query).fetchall() == [({"order_id": 1}, "succeeded")]
+        shop.work()
+        assert conn.execute("SELECT count(*) FROM shop_confirmation").fetchone() == (1,)
