@@ -238,9 +238,10 @@ def _sqlalchemy_held(target: Any) -> Held:
 
 @contextmanager
 def _sqlalchemy(dsn: str, driver: str, hold: Callable[[Any], Any]) -> Generator[Held]:
-    from sqlalchemy import create_engine
+    from sqlalchemy import NullPool, create_engine
 
-    engine = create_engine(_url(dsn, driver))
+    # A pool would outlive its disposal in a session that is used after it was closed.
+    engine = create_engine(_url(dsn, driver), poolclass=NullPool)
     try:
         with closing(hold(engine)) as target:
             yield _sqlalchemy_held(target)
@@ -252,10 +253,10 @@ def _sqlalchemy(dsn: str, driver: str, hold: Callable[[Any], Any]) -> Generator[
 async def _sqlalchemy_async(
     dsn: str, driver: str, hold: Callable[[Any], Any]
 ) -> AsyncGenerator[Held]:
-    from sqlalchemy import text
+    from sqlalchemy import NullPool, text
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    engine = create_async_engine(_url(dsn, driver))
+    engine = create_async_engine(_url(dsn, driver), poolclass=NullPool)
     target = await done(hold(engine))
 
     async def execute(sql: str) -> list[tuple[Any, ...]]:
@@ -582,3 +583,8 @@ KINDS: tuple[Kind, ...] = (
     ),
 )
 """Every way to hold a transaction; `Kind.missing` says which of them this machine can show."""
+
+
+def kinds_of(plugin: str) -> tuple[Kind, ...]:
+    """Every way to hold a connection that *plugin* takes."""
+    return tuple(kind for kind in KINDS if kind.plugin == plugin)

@@ -6,28 +6,42 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import broken_plugins
+import psycopg
 import pytest
 
-from procrastinate_extconn.kinds import KINDS
-from procrastinate_extconn.testing import PluginContract
+from procrastinate_extconn.kinds import kinds_of
+from procrastinate_extconn.testing import PluginContract, variant
 from procrastinate_extconn.testing.server import VARIABLE, server_dsn
 
-BUILT_IN = [kind for kind in KINDS if kind.plugin in ("psycopg", "sqlalchemy")]
+PSYCOPG, *_ = kinds_of("psycopg")
 
 
-class TestBuiltIn(PluginContract):
-    """The built-in plugins keep the contract."""
+def set_factories(conn: psycopg.Connection[Any]) -> None:
+    """Set factories that change what a cursor takes and gives."""
+    conn.cursor_factory = psycopg.RawCursor
+    conn.row_factory = psycopg.rows.dict_row
 
-    kinds = tuple(kind for kind in BUILT_IN if "asyncpg" not in kind.requires)
+
+class TestPsycopg(PluginContract):
+    """The built-in plugin for psycopg keeps the contract."""
+
+    kinds = (*kinds_of("psycopg"), variant(PSYCOPG, "factories", set_factories))
 
 
-class TestBuiltInOnAsyncpg(PluginContract):
-    """So they do on asyncpg, which does not show that a transaction has failed."""
+class TestSQLAlchemy(PluginContract):
+    """The built-in plugin for SQLAlchemy keeps it."""
 
-    kinds = tuple(kind for kind in BUILT_IN if "asyncpg" in kind.requires)
+    kinds = tuple(kind for kind in kinds_of("sqlalchemy") if "asyncpg" not in kind.requires)
+
+
+class TestSQLAlchemyOnAsyncpg(PluginContract):
+    """So it does on asyncpg, which does not show that a transaction has failed."""
+
+    kinds = tuple(kind for kind in kinds_of("sqlalchemy") if "asyncpg" in kind.requires)
     cannot_tell = ("failed",)
 
 

@@ -41,8 +41,8 @@ class PluginContract(
     """The kinds of connection that the plugin takes; variants with unusual settings are kinds of their own."""
 
     cannot_tell: ClassVar[Collection[str]] = ()
-    """What the driver has no way to show: a state of `Description.state`; ``"sqlstate"`` of an error; ``"detail"``,
-    which names the lock that is taken among those of a batch."""
+    """What the driver has no way to show: states that `Description.state` may have, and the ``"sqlstate"`` of an
+    error."""
 
     @pytest.fixture
     def database(self, request: pytest.FixtureRequest) -> Database:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from procrastinate import App
@@ -71,6 +72,11 @@ class Caller:
 
     async def rollback(self) -> None:
         await done(self._held.rollback())
+
+    async def close(self) -> None:
+        """Close the connection, if it can be closed."""
+        with suppress(Exception):
+            await done(self.conn.close())
 
     # -- with Procrastinate ---------------------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ class StateClauses:
     async def test_closed(self, caller: Caller) -> None:
         """A connection that was closed is described as closed and refused, unless it opens itself again."""
         await _state_is_true(caller)
+        await caller.close()
 
 
 def _last_statement(caller: Caller, pid: int) -> Any:

@@ -1,0 +1,19 @@
+"""The plugin for Tortoise ORM keeps the contract that every plugin keeps."""
+
+from procrastinate_extconn.kinds import kinds_of
+from procrastinate_extconn.testing import PluginContract
+
+ON_ASYNCPG, ON_PSYCOPG = kinds_of("tortoise")
+
+
+class TestOnAsyncpg(PluginContract):
+    """On asyncpg, which does not show that a transaction has failed."""
+
+    kinds = (ON_ASYNCPG,)
+    cannot_tell = ("failed",)
+
+
+class TestOnPsycopg(PluginContract):
+    """On psycopg."""
+
+    kinds = (ON_PSYCOPG,)
