@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -20,7 +21,8 @@ _ATTEMPTS = 10
 
 _WAITING = (
     "SELECT id, queueing_lock FROM procrastinate_jobs "
-    "WHERE status = 'todo' AND queueing_lock = ANY(%(locks)s::text[]) FOR SHARE"
+    "WHERE status = 'todo' "
+    "AND queueing_lock = ANY(ARRAY(SELECT json_array_elements_text(CAST(%(locks)s::text AS json)))) FOR SHARE"
 )
 
 
@@ -109,7 +111,8 @@ async def _lock_waiting(send: Send, locks: list[str], state: State) -> dict[str,
     Outside the savepoint of the insert: rolling back to that one would give the row locks up again.
     """
     async with _savepoint(send, state):
-        rows = await send(_WAITING, {"locks": locks})
+        # One text: in an array, pg8000 sends a lock that reads null as NULL.
+        rows = await send(_WAITING, {"locks": json.dumps(locks, ensure_ascii=False)})
     return {row["queueing_lock"]: row["id"] for row in rows}
 
 

@@ -172,3 +172,13 @@ def test_locks_in_an_array(connect: Connect, ship: Any, lock: str) -> None:
     external = extconn.external(conn, on_conflict="existing")
     first = ship.configure(connection=external, queueing_lock=lock).defer()
     assert ship.configure(connection=external, queueing_lock=lock).defer() == first
+
+
+def test_null_as_a_lock_under_sqlalchemy(dsn: str, ship: Any) -> None:
+    """The job that waits under the lock ``null`` is found where pg8000 is SQLAlchemy's driver too."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    url = sqlalchemy.make_url(dsn).set(drivername="postgresql+pg8000")
+    with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as conn:
+        external = extconn.external(conn, on_conflict="existing")
+        first = ship.configure(connection=external, queueing_lock="null").defer()
+        assert ship.configure(connection=external, queueing_lock="null").defer() == first
