@@ -1,7 +1,4 @@
-"""A worker dies at any moment; with `complete`, each job's effect is there exactly once all the same.
-
-The long form: ``EXTCONN_KILLS=300 pytest -m faults tests/faults/test_kill_worker.py``. ``EXTCONN_SEED`` repeats a run.
-"""
+"""A worker dies at any moment; with `complete`, each job's effect is there exactly once all the same."""
 
 from __future__ import annotations
 
@@ -15,20 +12,21 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 import psycopg
 import pytest
+from faults.chance import SEED
 from faults.killed_worker import POINTS, Orders, Worker, main
 from procrastinate.exceptions import ConnectorException
 
-import procrastinate_extconn as extconn
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.timeout(3600),
+    pytest.mark.usefixtures("installed"),
+]
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
-
-KILLS = int(os.environ.get("EXTCONN_KILLS", "5"))
-SEED = int(os.environ.get("EXTCONN_SEED", random.SystemRandom().randrange(10**6)))
 JOBS_PER_KILL = 12
 FROZEN = "frozen, taken for dead and killed later"
 MOMENTS = (*reversed(POINTS), "at a random moment", FROZEN)
@@ -70,20 +68,14 @@ forked.set_forkserver_preload(
 )
 
 
-@pytest.fixture(autouse=True)
-def _installed() -> Iterator[None]:
-    extconn.install()
-    yield
-    extconn.uninstall()
-
-
 class Trials:
     """Workers that are killed one after the other, and what that leaves in the database."""
 
-    def __init__(self, dsn: str, kind_id: str, *, completes: bool) -> None:
-        self._random = random.Random(f"{SEED} {kind_id} {completes}")
-        self._orders = Orders(dsn, kind_id, completes)
-        self._conn = psycopg.connect(dsn, autocommit=True)
+    def __init__(self, orders: Orders, kills: int, rng: random.Random) -> None:
+        self._orders = orders
+        self._kills = kills
+        self._rng = rng
+        self._conn = psycopg.connect(orders.dsn, autocommit=True)
         self._conn.execute("CREATE TABLE effects (job_id bigint NOT NULL)")
         self._survivor = Worker(self._orders)
         self.kills: collections.Counter[str] = collections.Counter()
@@ -91,7 +83,7 @@ class Trials:
     def run(self) -> None:
         """Kill workers, and let one survive in the end."""
         with self._conn:
-            for moment in itertools.islice(itertools.cycle(MOMENTS), KILLS):
+            for moment in itertools.islice(itertools.cycle(MOMENTS), self._kills):
                 with self._survivor.app.open():
                     self._survivor.task.batch_defer(*[{}] * JOBS_PER_KILL)
                 self._kill_one(moment)
@@ -105,7 +97,7 @@ class Trials:
         receiver, sender = forked.Pipe(duplex=False)
         orders = self._orders
         if moment in POINTS:
-            dies_in = self._random.randint(1, JOBS_PER_KILL // 2)
+            dies_in = self._rng.randint(1, JOBS_PER_KILL // 2)
             orders = orders._replace(dies_at=moment, dies_in=dies_in)
         process = forked.Process(target=main, args=(orders, sender), daemon=True)
         process.start()
@@ -113,7 +105,7 @@ class Trials:
         if moment not in POINTS:
             with contextlib.suppress(EOFError):
                 receiver.recv()
-            time.sleep(self._random.uniform(0, 0.15))
+            time.sleep(self._rng.uniform(0, 0.15))
             if moment == FROZEN:
                 self._freeze(process)
             process.kill()
@@ -133,7 +125,7 @@ class Trials:
         asyncio.run(self._retry_stalled_jobs())
         asyncio.run(self._survivor.run(wait=False))
         thaw.join()
-        time.sleep(self._random.uniform(0, 0.15))
+        time.sleep(self._rng.uniform(0, 0.15))
 
     async def _retry_stalled_jobs(self) -> None:
         manager = self._survivor.app.job_manager
@@ -170,27 +162,37 @@ def kind_id(request: pytest.FixtureRequest) -> str:
     return kind.id
 
 
-def test_each_effect_is_there_exactly_once(
-    dsn: str, kind_id: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def run(
+    dsn: str,
+    kind_id: str,
+    rng: random.Random,
+    sized: Callable[[int, int], int],
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Trials]:
+    """Run the trials and print their figures."""
+
+    def run(*, completes: bool) -> Trials:
+        trials = Trials(Orders(dsn, kind_id, completes), sized(5, 150), rng)
+        trials.run()
+        with capsys.disabled():
+            print(f"\n{trials}")  # noqa: T201 - figures are what these tests are for
+        return trials
+
+    return run
+
+
+def test_each_effect_is_there_exactly_once(run: Callable[..., Trials]) -> None:
     """Whenever workers are killed, jobs that complete themselves have had their effect once in the end."""
-    trials = Trials(dsn, kind_id, completes=True)
-    trials.run()
-    with capsys.disabled():
-        print(f"\n{trials}")  # noqa: T201 - figures are what this test is for
-    assert (trials.duplicates, trials.lost) == (0, 0), trials
-    assert trials.succeeded == trials.events == trials.jobs == KILLS * JOBS_PER_KILL, trials
-    assert trials.retried, trials
+    trials = run(completes=True)
+    assert (trials.duplicates, trials.lost) == (0, 0)
+    assert trials.succeeded == trials.events == trials.jobs
+    assert trials.retried
 
 
-def test_without_complete_there_are_duplicates(
-    dsn: str, kind_id: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_complete_there_are_duplicates(run: Callable[..., Trials]) -> None:
     """The same workers, killed in the same way, run jobs twice that are left to them to finish."""
-    trials = Trials(dsn, kind_id, completes=False)
-    trials.run()
-    with capsys.disabled():
-        print(f"\n{trials}")  # noqa: T201
-    assert trials.lost == 0, trials
-    assert trials.succeeded == trials.jobs == KILLS * JOBS_PER_KILL, trials
-    assert trials.duplicates, trials
+    trials = run(completes=False)
+    assert trials.lost == 0
+    assert trials.succeeded == trials.jobs
+    assert trials.duplicates
