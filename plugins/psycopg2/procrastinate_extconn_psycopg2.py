@@ -54,10 +54,15 @@ def connect_external(pool: Any) -> AbstractContextManager[object] | None:
 @contextmanager
 def _lend(pool: Any) -> Generator[object]:
     conn = pool.getconn()
+    autocommit = conn.autocommit
     try:
-        with conn:
-            yield conn
+        conn.autocommit = False
+        yield conn
+        conn.commit()
     finally:
+        if not conn.closed:
+            conn.rollback()
+            conn.autocommit = autocommit
         pool.putconn(conn)
 
 

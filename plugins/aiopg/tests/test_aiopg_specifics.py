@@ -110,3 +110,25 @@ async def test_pool_connector(dsn: str, database: Database) -> None:
             await app.configure_task("ship", queueing_lock="bay").defer_async(order=2)
         await app.configure_task("ship").defer_async(order=3)
     assert [json.loads(job["args"])["order"] for job in database.jobs()] == [1, 3]
+
+
+async def test_pool_connector_on_a_lost_connection(
+    dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is lost under a call is told of as such, and the pool makes another one."""
+    execute = aiopg.Cursor.execute
+
+    async def lose(cursor: Any, query: str, *args: Any) -> None:
+        if "procrastinate_defer_jobs" in query:
+            pid = cursor.connection.raw.info.backend_pid
+            database.value("SELECT pg_terminate_backend(%s, 5000)", pid)
+        await execute(cursor, query, *args)
+
+    async with aiopg.create_pool(dsn, minsize=1, maxsize=1) as pool:
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        with monkeypatch.context() as patched:
+            patched.setattr(aiopg.Cursor, "execute", lose)
+            with pytest.raises(extconn.UnusableConnection, match="connection is gone"):
+                await app.configure_task("ship").defer_async(order=1)
+        await app.configure_task("ship").defer_async(order=2)
+    assert len(database.jobs()) == 1

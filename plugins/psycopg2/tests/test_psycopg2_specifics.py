@@ -194,3 +194,28 @@ def test_pool_connector(dsn: str, database: Database, cls: Any) -> None:
             app.configure_task("ship", queueing_lock="bay").defer(order=2)
         app.configure_task("ship").defer(order=3)
     assert [json.loads(job["args"])["order"] for job in database.jobs()] == [1, 3]
+
+
+def test_pool_connector_on_autocommit(dsn: str, database: Database) -> None:
+    """On connections with autocommit on, each call has a transaction, and leaves them as they are."""
+    with closing_all(psycopg2.pool.SimpleConnectionPool(1, 1, dsn)) as pool:
+        conn = pool.getconn()
+        conn.autocommit = True
+        pool.putconn(conn)
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        app.configure_task("ship").defer(order=1)
+        assert pool.getconn().autocommit
+    assert len(database.jobs()) == 1
+
+
+def test_pool_connector_on_a_lost_connection(dsn: str, database: Database) -> None:
+    """A lost connection is told of as such, and the pool makes another one."""
+    with closing_all(psycopg2.pool.SimpleConnectionPool(1, 1, dsn)) as pool:
+        conn = pool.getconn()
+        pool.putconn(conn)
+        database.value("SELECT pg_terminate_backend(%s, 5000)", conn.info.backend_pid)
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        with pytest.raises(extconn.UnusableConnection, match="connection is gone"):
+            app.configure_task("ship").defer(order=1)
+        app.configure_task("ship").defer(order=2)
+    assert len(database.jobs()) == 1
