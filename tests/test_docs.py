@@ -20,7 +20,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import procrastinate_extconn
-from procrastinate_extconn import hookspecs
+from procrastinate_extconn import drivers, hookspecs, testing
 
 SPEC_MARK = f"{hookspecs.PROJECT_NAME}_spec"
 ROOT = Path(__file__).parents[1]
@@ -97,6 +97,8 @@ def test_example_runs(
     "name",
     [
         *procrastinate_extconn.__all__,
+        *testing.__all__,
+        *drivers.__all__,
         *(name for name, value in vars(hookspecs).items() if hasattr(value, SPEC_MARK)),
     ],
 )

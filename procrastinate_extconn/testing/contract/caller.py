@@ -61,7 +61,7 @@ class Caller:
 
     async def execute(self, query: str) -> list[tuple[Any, ...]]:
         """Run SQL as the connection's owner does."""
-        return list(await done(self._held.execute(query)) or ())
+        return [tuple(row) for row in await done(self._held.execute(query)) or ()]
 
     async def value(self, query: str) -> Any:
         """The first column of the first row, as the connection's owner gets it."""

@@ -1,0 +1,17 @@
+from contextlib import asynccontextmanager
+
+import mydriver
+
+from procrastinate_extconn.testing import Held, Kind, PluginContract
+
+
+@asynccontextmanager
+async def connection(dsn):
+    async with mydriver.connect(dsn) as conn:
+        await conn.begin()
+        yield Held(conn, conn.fetch, conn.commit, conn.rollback)
+
+
+class TestMyDriver(PluginContract):
+    kinds = (Kind("mydriver", "mydriver", ("mydriver",), True, connection),)
+    cannot_tell = ("failed",)
