@@ -518,7 +518,6 @@ def _with_plugin(
 
 
 _ASYNCPG = ("asyncpg", "procrastinate_extconn_asyncpg")
-_PSYCOPG2 = ("psycopg2", "procrastinate_extconn_psycopg2")
 
 KINDS: tuple[Kind, ...] = (
     Kind("psycopg", "psycopg", ("psycopg",), False, _psycopg),
@@ -571,7 +570,7 @@ KINDS: tuple[Kind, ...] = (
         False,
         partial(_peewee, prefer_psycopg3=False),
         "peewee",
-        *_PSYCOPG2,
+        "psycopg2",
     ),
     _with_plugin(
         "peewee-psycopg",
