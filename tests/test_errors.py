@@ -62,6 +62,7 @@ def test_a_taken_lock_is_already_enqueued(external: External, task: Any) -> None
     assert violation.queueing_lock == lock
     assert violation.constraint_name == QUEUEING_LOCK_CONSTRAINT
     assert str(caught.value).endswith(lock)
+    assert lock not in str(violation)
 
 
 def test_a_batch_names_the_lock_that_was_taken(
@@ -87,6 +88,7 @@ def test_another_unique_violation_is_not_already_enqueued(external: External, ta
     assert not isinstance(caught.value, AlreadyEnqueued)
     assert caught.value.queueing_lock is None
     assert caught.value.constraint_name in ("one_lock", None)  # psqlpy does not tell
+    assert lock not in str(caught.value)
 
 
 # -- every other error ------------------------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ def of_colour(external: External, name: str) -> Any:
 
 
 def nonsense(cursor: Any) -> Any:
-    """A row factory whose rows nobody can use."""
-    return lambda values: object()
+    """A row factory that no row survives."""
+    return lambda values: 1 / 0
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,7 @@ def in_pipeline(external: External, body: Callable[[], Any]) -> Any:
 
 def test_a_job_is_deferred_in_a_pipeline(external: External, task: Any, watch: Watch) -> None:
     """In a pipeline, behind statements that are on their way, the job's id is known at once."""
+    external.conn.row_factory = nonsense
     deferrer = task.configure(connection=external.conn)
 
     async def body_async() -> list[int]:
