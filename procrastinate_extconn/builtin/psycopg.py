@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -63,7 +63,8 @@ def execute_on_external(
     return _execute_async(conn, query, args) if is_async else _execute(conn, query, args)
 
 
-# The cursors are left to be closed by themselves, as psycopg's own `Connection.execute()` leaves its.
+# The cursors close by themselves, as that of psycopg's own `Connection.execute()` does. A cursor keeps what it sent, so
+# it goes before the rows are made.
 
 
 def _execute(conn: Connection[Any], query: str, args: Any) -> Rows:
@@ -73,7 +74,9 @@ def _execute(conn: Connection[Any], query: str, args: Any) -> Rows:
     cursor.execute(query, args)
     if conn.pgconn.pipeline_status and _has_rows(query):
         cursor.fetchall()  # Until then, the result has not arrived.
-    return _rows(conn, cursor.pgresult)
+    result = cursor.pgresult
+    del cursor
+    return _rows(conn, result)
 
 
 async def _execute_async(conn: AsyncConnection[Any], query: str, args: Any) -> Rows:
@@ -83,7 +86,9 @@ async def _execute_async(conn: AsyncConnection[Any], query: str, args: Any) -> R
     await cursor.execute(query, args)
     if conn.pgconn.pipeline_status and _has_rows(query):
         await cursor.fetchall()
-    return _rows(conn, cursor.pgresult)
+    result = cursor.pgresult
+    del cursor
+    return _rows(conn, result)
 
 
 def _tuple_row(cursor: Any) -> Any:
@@ -110,13 +115,13 @@ def connect_external(
 
 
 @contextmanager
-def _lend(pool: ConnectionPool) -> Iterator[object]:
+def _lend(pool: ConnectionPool) -> Generator[object]:
     with pool.connection() as conn, conn.transaction():
         yield conn
 
 
 @asynccontextmanager
-async def _lend_async(pool: AsyncConnectionPool) -> AsyncIterator[object]:
+async def _lend_async(pool: AsyncConnectionPool) -> AsyncGenerator[object]:
     async with pool.connection() as conn, conn.transaction():
         yield conn
 
