@@ -1,0 +1,88 @@
+"""The plots of "How fast is it", on a transparent ground and in colours that do on a light page and on a dark one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
+
+_GREY = "#808080"
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "procrastinate-extconn",
+    "font.family": "sans-serif",
+    "figure.figsize": (7.2, 4.2),
+    "figure.constrained_layout.use": True,
+    "savefig.transparent": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "axes.labelcolor": _GREY,
+    "text.color": _GREY,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "legend.frameon": False,
+    "grid.color": _GREY,
+    "grid.alpha": 0.25,
+}
+COLOURS = {
+    "procrastinate-extconn": "#2a8fd8",
+    "native": "#d2691e",
+    "raw driver": _GREY,
+    "riverqueue": "#8e6bd1",
+    "pgqueuer": "#2f9e5f",
+}
+
+
+def draw(data: Mapping[str, Any], folder: Path) -> None:
+    """Draw all plots from the figures of a run."""
+    with matplotlib.rc_context(_STYLE):
+        _throughput(data["throughput"], folder / "throughput.svg")
+        _overhead(data["overhead"], folder / "overhead.svg")
+
+
+def _throughput(curves: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    figure, axes = plt.subplots()
+    for name, points in curves.items():
+        sizes = [int(size) for size in points]
+        style = "--" if name == "raw driver" else "-"
+        axes.plot(sizes, list(points.values()), style, marker="o", color=COLOURS[name], label=name)
+    axes.set(xscale="log", yscale="log", xlabel="jobs in one call", ylabel="jobs a second")
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(visible=True, which="major")
+    axes.legend()
+    _save(figure, path)
+
+
+def _overhead(bars: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    figure, axes = plt.subplots()
+    names = list(bars)[::-1]
+    raw = [bars[name]["raw"] * 1e6 for name in names]
+    layer = [bars[name]["layer"] * 1e6 for name in names]
+    axes.barh(
+        names, raw, color=COLOURS["raw driver"], label="the driver alone, its parameter ready-made"
+    )
+    more = [max(one - two, 0) for one, two in zip(layer, raw, strict=True)]
+    colour = COLOURS["procrastinate-extconn"]
+    axes.barh(names, more, left=raw, color=colour, label="through procrastinate-extconn")
+    for index, name in enumerate(names):
+        axes.annotate(
+            f" {bars[name]['ratio']:.2f} times", (raw[index] + more[index], index), va="center"
+        )
+    axes.set(xlabel="client CPU for one job, in microseconds")
+    axes.margins(x=0.18)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    # matplotlib ends lines in spaces.
+    text = path.read_text(encoding="utf-8")
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")

@@ -1,0 +1,70 @@
+"""Procrastinate's side: the same job on a connector that the layer reaches, and on one as upstream made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import procrastinate
+from procrastinate import sql
+from procrastinate.types import JobToDefer
+
+import procrastinate_extconn
+from procrastinate_extconn import wire
+from procrastinate_extconn.patching import METHODS, WITH_CONNECTION
+
+TASK = "shop.process_order"
+DEFER: str = sql.queries["defer_jobs"]
+
+
+def arguments(number: int) -> dict[str, Any]:
+    """What an order's job gets."""
+    return {"order_id": number, "customer": "Zoë O'Reilly", "items": [3, 1, 4], "express": True}
+
+
+def jobs(count: int) -> list[JobToDefer]:
+    """Jobs as Procrastinate hands them to a connector."""
+    return [
+        JobToDefer("default", TASK, 0, None, None, arguments(number), None)
+        for number in range(count)
+    ]
+
+
+def ready_made(count: int) -> tuple[str, str]:
+    """The statement that the layer runs, and the text that it sends."""
+    query, args = wire.encode(DEFER, {"jobs": jobs(count)})
+    return query, str(args["jobs"])
+
+
+def as_upstream_made_it(cls: type[procrastinate.BaseConnector]) -> type[Any]:
+    """A connector class with the methods that *cls* has before `install`, at the first place where Python looks."""
+    names = [name for name in (*METHODS, *WITH_CONNECTION) if hasattr(cls, name)]
+    methods = {name: getattr(cls, name) for name in names}
+    return type(f"Upstream{cls.__name__}", (cls,), methods)
+
+
+UPSTREAM = {
+    False: as_upstream_made_it(procrastinate.SyncPsycopgConnector),
+    True: as_upstream_made_it(procrastinate.PsycopgConnector),
+}
+
+procrastinate_extconn.install()
+
+
+def task(connector: procrastinate.BaseConnector) -> Any:
+    """Make an app's task; its jobs go onto the connections that it is configured with."""
+    app = procrastinate.App(connector=connector)
+
+    @app.task(name=TASK)
+    def process_order(**kwargs: Any) -> None:
+        """Nobody runs it."""
+
+    return process_order
+
+
+NATIVE = {is_async: task(connector()) for is_async, connector in UPSTREAM.items()}
+"""Upstream's own path, by whether the connection is asynchronous."""
+
+OURS = {
+    False: task(procrastinate.SyncPsycopgConnector()),
+    True: task(procrastinate.PsycopgConnector()),
+}

@@ -1,0 +1,96 @@
+"""What was measured, as a table for people and as data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    against: str
+    ours: float
+    theirs: float
+    unit: str
+    """Of both: s, or B."""
+    figure: float
+    """What the goal is about: a ratio, or a difference in *unit*."""
+    goal: float
+    at_least: bool = False
+    """Whether the figure should be as high as the goal; otherwise, as low."""
+    is_difference: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal was reached."""
+        return self.figure >= self.goal if self.at_least else self.figure <= self.goal
+
+
+class Results:
+    """Everything that a run has measured."""
+
+    def __init__(self) -> None:
+        self.machine: dict[str, str] = {}
+        self.rows: list[Row] = []
+        self.throughput: dict[str, dict[str, float]] = {}
+        """Contestant -> batch size -> jobs a second."""
+        self.overhead: dict[str, dict[str, float]] = {}
+        """Driver -> seconds of client CPU for one job, raw and through the layer, and their ratio."""
+
+    def data(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        return _rounded(
+            {
+                "machine": self.machine,
+                "rows": [{**row._asdict(), "met": row.met} for row in self.rows],
+                "throughput": self.throughput,
+                "overhead": self.overhead,
+            }
+        )
+
+    def table(self) -> str:
+        """Make a table in Markdown."""
+        lines = [
+            ("what", "against", "ours", "theirs", "figure", "goal", ""),
+            ("---", "---", "---:", "---:", "---:", "---:", "---"),
+            *(_cells(row) for row in self.rows),
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "".join(
+            f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |\n"
+            for line in lines
+        )
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    goal = _amount(row.goal, row.unit) if row.is_difference else f"{row.goal:g}"
+    return (
+        row.what,
+        row.against,
+        _amount(row.ours, row.unit),
+        _amount(row.theirs, row.unit),
+        _amount(row.figure, row.unit) if row.is_difference else f"{row.figure:.2f}",
+        ("at least " if row.at_least else "at most ") + goal,
+        "met" if row.met else "missed",
+    )
+
+
+def _amount(value: float, unit: str) -> str:
+    scales = {
+        "s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")),
+        "B": ((1e6, "MB"), (1e3, "kB"), (1, "B")),
+    }
+    for scale, name in scales[unit]:
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {name}"
+    return f"{value:.3g} {unit}"
+
+
+def _rounded(value: Any) -> Any:
+    """*value* with four digits in each number, so that a new run changes no more than it has to."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
