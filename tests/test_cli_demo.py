@@ -32,6 +32,8 @@ from procrastinate_extconn.cli import demo
 from procrastinate_extconn.cli.group import cli
 
 DEMO = [sys.executable, "-c", "from procrastinate_extconn.cli import main; main()", "demo"]
+pytestmark = pytest.mark.timeout(300)  # a demo imports every driver
+
 INSTALLED = [kind.id for kind in KINDS if not kind.missing()]
 
 

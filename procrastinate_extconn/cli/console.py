@@ -10,6 +10,7 @@ import click
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
 BOX = box.SIMPLE_HEAD
 _UNFOLDED = 1000
@@ -47,8 +48,8 @@ class Steps:
         self._console = stderr()
         self._progress = Progress(
             SpinnerColumn("line"),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             console=self._console,
             transient=True,
@@ -64,12 +65,14 @@ class Steps:
             self._progress.stop()
 
     def begin(self, what: str, parts: int = 1) -> Callable[[], None]:
-        """Begin a step.
+        """Begin a step; the one before it is done.
 
         :param parts: how many parts it has.
         :returns: what to call when a part is done.
         """
         if not self._console.is_terminal:
             self._console.print(f"{what} ...")
-        step = self._progress.add_task(what, total=parts)
-        return lambda: self._progress.advance(step)
+        for step in self._progress.tasks:
+            self._progress.update(step.id, completed=step.total)
+        step_id = self._progress.add_task(what, total=parts)
+        return lambda: self._progress.advance(step_id)

@@ -22,8 +22,8 @@ from .workspace import NotRemoved, on_server, own_server
 
 _CODE = """\
     import procrastinate_extconn as extconn
-    extconn.install()  # once, where your program starts
-    process_order.configure(connection=conn).defer(order_id=42)  # on the connection you hold
+    extconn.install()
+    process_order.configure(connection=conn).defer(order_id=42)
 """
 _DISTRIBUTIONS = {"psycopg2": "psycopg2-binary"}
 """Where a module's distribution has another name."""
@@ -176,18 +176,16 @@ def _not_installed() -> dict[str, list[Kind]]:
 
 
 def _print_happy_end(out: Console, number: int) -> None:
+    # A paragraph is a line: a terminal folds it where it ends.
     out.print(
-        f"""
-{number} orders were committed, and their jobs with them: nobody saw either a moment too soon, and the worker ran
-each job once. {number} more were rolled back, and their jobs are gone as if they had never been.
-No outbox table, no relay, no job for an order that does not exist: the job was part of the transaction.
-"""
+        f"\n{number} orders were committed, and their jobs with them: nobody saw either too soon, and the worker ran "
+        f"each job once. {number} more were rolled back, and it is as if their jobs had never been.\n"
+        "No outbox table, no relay, no job for an order that does not exist: the job was part of the transaction.\n"
     )
     out.print("In your own app, three lines:\n", style="bold")
     out.print(_CODE, style="cyan")
     out.print(
-        "On an async connection: `await process_order.configure(...).defer_async(order_id=42)`."
-    )
-    out.print(
-        "You commit, nobody else does. `procrastinate-extconn doctor` looks at your own database."
+        "install() goes where your program starts. conn is any connection that you hold; if it is an asynchronous one, "
+        "call `await ... .defer_async(order_id=42)`. You commit it, nobody else does.\n"
+        "Whether your own database is ready, procrastinate-extconn doctor tells."
     )

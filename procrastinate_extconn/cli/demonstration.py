@@ -49,7 +49,12 @@ class Demonstration:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._dsn = workspace.address.dsn
-        self._app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=self._dsn))
+        connector = procrastinate.PsycopgConnector(
+            conninfo=self._dsn,
+            # The server may be behind a pooler.
+            kwargs={"prepare_threshold": None},
+        )
+        self._app = procrastinate.App(connector=connector)
         self._process_order = self._app.task(name="process_order")(self._process)
         self._processed: Callable[[], None] = lambda: None
 
