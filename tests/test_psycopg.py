@@ -63,11 +63,11 @@ def nonsense(cursor: Any) -> Any:
         rows.tuple_row,
         rows.dict_row,
         rows.namedtuple_row,
-        rows.scalar_row,
+        rows.class_row(complex),
         rows.kwargs_row(collections.Counter),
         nonsense,
     ],
-    ids=["tuple", "dict", "namedtuple", "scalar", "kwargs", "nonsense"],
+    ids=["tuple", "dict", "namedtuple", "class", "kwargs", "nonsense"],
 )
 def test_any_row_factory(external: External, task: Any, row_factory: Any) -> None:
     """Whatever a connection makes of its rows, a job is deferred and read back, and the factory stays."""
