@@ -22,7 +22,7 @@ PSYCOPG, *_ = kinds_of("psycopg")
 
 def set_factories(conn: psycopg.Connection[Any]) -> None:
     """Set factories that change what a cursor takes and gives."""
-    conn.cursor_factory = psycopg.RawCursor
+    conn.cursor_factory = psycopg.ClientCursor
     conn.row_factory = psycopg.rows.dict_row
 
 

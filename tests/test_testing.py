@@ -14,6 +14,7 @@ import psycopg
 import psycopg_pool
 import pytest
 from holding import External, Watch
+from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.exceptions import OutsideTransactionWarning
@@ -102,10 +103,10 @@ def test_no_job_of_that_task(conn: Any, app: procrastinate.App) -> None:
         assert_deferred(conn, "process_order")
 
 
-def test_cancelled_job_does_not_wait(conn: Any, task: Any, app: procrastinate.App) -> None:
+def test_cancelled_job_does_not_wait(conn: Any, task: Any) -> None:
     """A job that was cancelled is deferred no more."""
     job_id = task.configure(connection=conn).defer()
-    app.job_manager.cancel_job_by_id(job_id, connection=conn)
+    JobManager(extconn.ExternalConnector(conn)).cancel_job_by_id(job_id)
     assert deferred_jobs(conn) == []
 
 

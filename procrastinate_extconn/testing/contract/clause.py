@@ -37,8 +37,13 @@ def clause_once_closed(body: Body) -> Callable[..., None]:
 
 def _test(body: Body, prepared: Callable[[Kind], Kind]) -> Callable[..., None]:
     @functools.wraps(body)
-    def test(self: Any, kind: Kind, database: Database, *values: Any) -> None:
-        _try(body, self, prepared(kind), database, values)
+    def test(self: Any, kind: Kind, database: Database, *args: Any, **kwargs: Any) -> None:
+        async def attempt(held: Held) -> None:
+            caller = Caller(kind, held, database, self.cannot_tell)
+            # hypothesis passes its values by position or by name, as its version goes.
+            await body(self, caller, *args, **kwargs)
+
+        _try(attempt, prepared(kind), database.dsn, body.__doc__)
 
     # What pytest and hypothesis see: `kind` and `database` in place of the caller.
     del test.__wrapped__
@@ -52,25 +57,24 @@ def _test(body: Body, prepared: Callable[[Kind], Kind]) -> Callable[..., None]:
 
 
 def _try(
-    body: Body, contract: Any, kind: Kind, database: Database, values: tuple[Any, ...]
+    attempt: Callable[[Held], Coroutine[Any, Any, None]], kind: Kind, dsn: str, sentence: str | None
 ) -> None:
     __tracebackhide__ = True
     reasons: list[Exception] = []
 
     async def main(held: Held) -> None:
-        caller = Caller(kind, held, database, contract.cannot_tell)
         try:
-            await body(contract, caller, *values)
+            await attempt(held)
         except Exception as exc:
             reasons.append(exc)
             raise
 
     try:
-        run(kind, database.dsn, main)
+        run(kind, dsn, main)
     except Exception as exc:  # noqa: BLE001 - a plugin or its driver may raise anything
         reasons.append(exc)  # closing the connection may have gone wrong too, which matters less
     if reasons:
-        raise ContractBroken(_report(body.__doc__, kind, reasons[0])) from reasons[0]
+        raise ContractBroken(_report(sentence, kind, reasons[0])) from reasons[0]
 
 
 def _report(sentence: str | None, kind: Kind, exc: Exception) -> str:
