@@ -21,6 +21,7 @@ _FIX = {
     "pg8000": "set `conn.autocommit = False`, or run `START TRANSACTION` first",
     "psqlpy": "enter `async with conn.transaction() as transaction:` and pass that",
     "django": "enter `with transaction.atomic():`",
+    "piccolo": "enter `async with engine.transaction() as transaction:` and pass that",
     "peewee": "enter `with database.atomic():`",
 }
 _QUIET = (

@@ -66,7 +66,9 @@ async def test_after_own_commit(engine: Any, database: Database, ship: Any) -> N
         await ship.configure(connection=transaction).defer_async()
         await transaction.commit()
         external = extconn.external(transaction, outside_transaction="error")
-        with pytest.raises(extconn.OutsideTransaction):
+        with pytest.raises(
+            extconn.OutsideTransaction, match=r"`async with engine\.transaction\(\)"
+        ):
             await ship.configure(connection=external).defer_async()
     assert len(database.jobs()) == 1
 
