@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import ambient, wire
+from . import ambient, server_errors, wire
 from .base import OneBodyConnector
 from .connector import ExternalConnector
 from .exceptions import SyncAsyncMismatch, UnsupportedConnection
@@ -56,11 +56,27 @@ class PoolConnector(OneBodyConnector):
             )
         if hasattr(lent, "__aenter__") is not is_async:
             raise self._mismatch(is_async=is_async)
-        if is_async:
-            async with lent as conn:
-                return await self._on(conn, query, arguments, is_async=True)
-        with lent as conn:
-            return await self._on(conn, query, arguments, is_async=False)
+        failed: list[Exception] = []
+
+        async def call(conn: object) -> Rows:
+            try:
+                return await self._on(conn, query, arguments, is_async=is_async)
+            except Exception as exc:
+                failed.append(exc)
+                raise
+
+        try:
+            if is_async:
+                async with lent as conn:
+                    return await call(conn)
+            with lent as conn:
+                return await call(conn)
+        except Exception as exc:
+            if exc in failed:
+                raise
+            # Not the query but what is around it: no connection to be had, or a commit that failed.
+            error = server_errors.translate(exc, self._pool, driver=type_name(type(self._pool)))
+        raise error
 
     async def _on(
         self, connection: object, query: str, arguments: dict[str, Any], *, is_async: bool

@@ -10,6 +10,7 @@ import procrastinate
 import psycopg
 import pytest
 from holding import Watch
+from procrastinate.exceptions import ConnectorException
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import _address, _url
@@ -169,6 +170,17 @@ async def test_a_failed_async_call_leaves_the_pool_usable(async_pool: Any) -> No
     with pytest.raises(procrastinate.exceptions.AlreadyEnqueued):
         await task.configure(queueing_lock="one").defer_async()
     assert await task.defer_async()
+
+
+def test_a_pool_without_a_connection_says_so(dsn: str) -> None:
+    """Where the pool has no connection to lend, the error is Procrastinate's, with the pool's own as its cause."""
+    from psycopg_pool import ConnectionPool, PoolTimeout
+
+    with ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.01, open=True) as pool:
+        _, task = make_app(pool)
+        with pool.connection(timeout=30), pytest.raises(ConnectorException) as caught:
+            task.defer()
+    assert isinstance(caught.value.__cause__, PoolTimeout)
 
 
 def test_a_connection_wins_over_the_pool(dsn: str, pool: Any) -> None:
