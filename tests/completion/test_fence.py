@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import procrastinate
@@ -22,6 +22,8 @@ from completion.tasks import (
 )
 from holding import Watch
 from procrastinate.exceptions import ConnectorException
+from procrastinate.jobs import Job
+from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import KINDS, Held, Kind, done
@@ -95,36 +97,74 @@ async def test_the_second_run_wins(
     assert "left as it is" in record("job_taken").getMessage()
 
 
+async def waits_for_its_second_run(manager: JobManager, job: Job) -> None:
+    """Take the job for stalled."""
+    await manager.retry_job(job, queue="elsewhere")
+
+
+async def runs_in_another_worker(manager: JobManager, job: Job) -> None:
+    """Let another worker fetch the job, too."""
+    await manager.retry_job(job, queue="elsewhere")
+    await manager.fetch_job(["elsewhere"], await manager.register_worker())
+
+
+async def runs_in_the_same_worker(manager: JobManager, job: Job) -> None:
+    """Let the same worker fetch it, which is alive after all."""
+    assert job.worker_id
+    await manager.retry_job(job, queue="elsewhere")
+    await manager.fetch_job(["elsewhere"], job.worker_id)
+
+
+async def was_put_back_by_hand(manager: JobManager, job: Job) -> None:
+    """Let another worker fetch a job whose attempts nobody has counted."""
+    await manager.connector.execute_query_async(
+        "UPDATE procrastinate_jobs SET status = 'todo', queue_name = 'elsewhere'"
+    )
+    await manager.fetch_job(["elsewhere"], await manager.register_worker())
+
+
+async def has_failed(manager: JobManager, job: Job) -> None:
+    """Take the job for stalled when it is to be aborted: it is not run again."""
+    assert job.id
+    await manager.cancel_job_by_id_async(job.id, abort=True)
+    await manager.retry_job(job)
+
+
 @pytest.mark.parametrize("kind", FEW_ASYNC, ids=lambda kind: kind.id)
-@pytest.mark.parametrize("status", ["todo", "doing"])
-async def test_the_loser_leaves_a_job_that_is_not_finished(
+@pytest.mark.parametrize(
+    "happens",
+    [
+        waits_for_its_second_run,
+        runs_in_another_worker,
+        runs_in_the_same_worker,
+        was_put_back_by_hand,
+        has_failed,
+    ],
+)
+async def test_the_loser_leaves_the_job_as_it_is(
     app: procrastinate.App,
     define: Callable[..., Any],
     kind: Kind,
-    dsn: str,
     watch: Watch,
-    status: str,
+    happens: Callable[[JobManager, Job], Awaitable[None]],
 ) -> None:
-    """A job that waits for its second run, or is in it, is not touched by the worker of its first."""
+    """A run whose job is no longer its own cannot complete it, and its worker does not touch it."""
     race = Race()
     task = define(kind, race.body, retry=5)
     job_id = await task.defer_async()
     first = asyncio.create_task(work_off(app, queues=["default"]))
     await race.reached.wait()
     [job] = await app.job_manager.list_jobs_async()
-    await app.job_manager.retry_job(job, queue="elsewhere")
-    if status == "doing":
-        worker_id = await app.job_manager.register_worker()
-        assert await app.job_manager.fetch_job(queues=["elsewhere"], worker_id=worker_id)
+    await happens(app.job_manager, job)
     before = watch.job(job_id)
     assert before
 
     race.go_on.set()
     await first
 
-    assert f"it is {status!r} now, at 1 attempts" in str(race.refusal)
-    if status == "todo":
-        before["worker_id"] = None  # The first worker has gone.
+    assert f"it is {before['status']!r} now" in str(race.refusal)
+    if before["worker_id"] == job.worker_id:
+        before["worker_id"] = None  # That worker has gone.
     assert watch.job(job_id) == before
     assert watch.orders() == []
 
