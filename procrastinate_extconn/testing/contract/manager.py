@@ -79,16 +79,17 @@ WRITES: tuple[tuple[str, dict[str, Any]], ...] = (
 _WITHOUT_ROWS = ("finish_job", "retry_job", "delete_old_jobs")
 
 _SEED = """
-    INSERT INTO procrastinate_workers (last_heartbeat) VALUES ('2024-01-01T00:00Z');
+    SELECT setval('procrastinate_jobs_id_seq', 5, false);
+    INSERT INTO procrastinate_workers (id, last_heartbeat) OVERRIDING SYSTEM VALUE VALUES (1, '2024-01-01T00:00Z');
     INSERT INTO procrastinate_jobs
-        (queue_name, task_name, priority, lock, queueing_lock, args, status, scheduled_at, attempts, abort_requested,
-         worker_id)
+        (id, queue_name, task_name, priority, lock, queueing_lock, args, status, scheduled_at, attempts,
+         abort_requested, worker_id)
     VALUES
-        ('q1', 't1', 5, 'l1', 'ql1', '{"a": [1, 2.5, null, "it''s"]}', 'todo', '2030-06-01T12:00:00.000001Z', 0, false,
-         NULL),
-        ('q2', 't2', 0, 'l2', NULL, '{}', 'doing', NULL, 1, true, 1),
-        ('q2', 't1', -1, NULL, NULL, '{"n": 123456789012345678901234567890}', 'succeeded', NULL, 2, false, NULL),
-        ('q1', 't2', 0, 'l1', NULL, '{"b": {"c": true}}', 'failed', NULL, 3, false, NULL);
+        (1, 'q1', 't1', 5, 'l1', 'ql1', '{"a": [1, 2.5, null, "it''s"]}', 'todo', '2030-06-01T12:00:00.000001Z', 0,
+         false, NULL),
+        (2, 'q2', 't2', 0, 'l2', NULL, '{}', 'doing', NULL, 1, true, 1),
+        (3, 'q2', 't1', -1, NULL, NULL, '{"n": 123456789012345678901234567890}', 'succeeded', NULL, 2, false, NULL),
+        (4, 'q1', 't2', 0, 'l1', NULL, '{"b": {"c": true}}', 'failed', NULL, 3, false, NULL);
     UPDATE procrastinate_events SET at = '2024-01-01T00:00Z';
     INSERT INTO procrastinate_events (job_id, type, at) VALUES (2, 'started', '2024-01-01T00:00:01.5Z');
 """
