@@ -255,10 +255,16 @@ def _wrap_with_connection(original: Callable[..., Any], method: str) -> Callable
     return execute
 
 
-def _external(connector: Any, connection: object) -> ExternalConnector:
+@functools.cache
+def _external_connector() -> type[ExternalConnector]:
+    """Import it at the first call on an external connection, for it takes the plugin manager along."""
     from .connector import ExternalConnector
 
-    return ExternalConnector(
+    return ExternalConnector
+
+
+def _external(connector: Any, connection: object) -> ExternalConnector:
+    return _external_connector()(
         connection,
         # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.
         json_dumps=getattr(connector, "_json_dumps", None) or connector.json_dumps,
