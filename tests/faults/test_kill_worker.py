@@ -21,11 +21,7 @@ from faults.chance import SEED
 from faults.killed_worker import POINTS, Orders, Worker, main
 from procrastinate.exceptions import ConnectorException
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.timeout(3600),
-    pytest.mark.usefixtures("installed"),
-]
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 
 JOBS_PER_KILL = 12
 FROZEN = "frozen, taken for dead and killed later"
