@@ -189,6 +189,22 @@ def test_commit_inside_is_found(conn: Any, watch: Watch) -> None:
     assert watch.orders() == [1]
 
 
+def test_session_that_commits_a_savepoint(dsn: str, task: Any, watch: Watch) -> None:
+    """A SQLAlchemy session on the fixture's connection may commit, where that is a savepoint's release."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    orm = pytest.importorskip("sqlalchemy.orm")
+    engine = sqlalchemy.create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection, connection.begin(), rolled_back(connection):
+        with orm.Session(connection, join_transaction_mode="create_savepoint") as session:
+            session.execute(sqlalchemy.text("INSERT INTO orders VALUES (1)"))
+            task.configure(connection=session).defer()
+            session.commit()
+        assert_deferred(connection, task)
+    engine.dispose()
+    assert watch.orders() == []
+    assert watch.jobs() == []
+
+
 def test_rollback_inside_is_fine(conn: Any) -> None:
     """Where the code under test rolls back, there is nothing left to do."""
     with rolled_back(conn):

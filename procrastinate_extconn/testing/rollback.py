@@ -80,10 +80,11 @@ class RolledBack(Generic[C]):
         if fate == "in progress":
             await self._send("ROLLBACK TO SAVEPOINT rolled_back")
             await self._send("RELEASE SAVEPOINT rolled_back")
-        assert fate != "committed", (
-            "the transaction was committed inside rolled_back(), so that its rows and jobs are there to stay: let "
-            "whoever opens the transaction commit it, or use a database that is emptied after the test"
-        )
+        elif fate == "committed":
+            raise AssertionError(
+                "the transaction was committed inside rolled_back(), so that its rows and jobs are there to stay: let "
+                "whoever opens the transaction commit it, or use a database that is emptied after the test"
+            )
 
     async def _send(self, query: str) -> Rows:
         result = execute_on_held(unwrap(self._conn), query, {})
