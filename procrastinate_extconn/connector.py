@@ -120,7 +120,8 @@ class ExternalConnector(OneBodyConnector):
             exc,
             self._conn,
             driver=description.driver if description else type_name(type(self._conn)),
-            state="unknown" if isolated and state == "failed" else state,
+            state=state,
+            isolated=isolated,
             locks=wire.queueing_locks(arguments),
         )
 

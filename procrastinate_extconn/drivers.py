@@ -133,6 +133,18 @@ def require_postgresql(conn: object, dialect: str) -> None:
         )
 
 
+def require_encodable(args: Mapping[str, Value], encoding: str) -> None:
+    """Refuse a text that is not in the connection's encoding, for a driver that sees it too late.
+
+    With half of the statement sent, pg8000 takes each answer from then on for that to the next statement.
+
+    :raises UnicodeEncodeError: for such a text.
+    """
+    for value in args.values():
+        if isinstance(value, str):
+            value.encode(encoding)
+
+
 def describe_held(conn: object) -> Description | None:
     """What the plugin of another driver says of a connection that yours holds; None if none knows it."""
     return plugins().describe(conn)

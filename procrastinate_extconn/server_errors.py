@@ -16,7 +16,8 @@ from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
 from .exceptions import UnusableConnection
 from .hookspecs import State
 
-_QUOTES = re.compile(r"[\"“„«].*[\"”“»]", re.DOTALL)
+# In some languages what opens a quotation is what closes it in others.
+_QUOTES = re.compile(r"[\"“”„«»].*[\"“”„«»]", re.DOTALL)
 
 _NO_SCHEMA = (
     "Procrastinate's schema is not on the connection's search_path: check `SHOW search_path` and whether this is the "
@@ -27,6 +28,10 @@ _OTHER_SCHEMA = (
     "there at all, check `SHOW search_path` and whether this is the right database.)"
 )
 _STANDBY = "The server is a standby, which takes no writes: use a connection to the primary."
+_PREPARED = (
+    "Behind PgBouncer the next transaction may be on another server connection: turn the driver's prepared statements "
+    'off, see "Defer a job behind PgBouncer" in the documentation.'
+)
 _ADVICE = {
     "25006": (
         "The transaction is read-only: it was begun so, default_transaction_read_only says so, or the server is a "
@@ -34,13 +39,15 @@ _ADVICE = {
     ),
     "25P02": "The transaction has failed before this call: roll it back, or roll back to a savepoint, and try again.",
     "3F000": _NO_SCHEMA,
-    "40001": "Run the whole transaction again.",
-    "40P01": "The transaction was chosen to end a deadlock: run the whole transaction again.",
+    "40001": "Roll back, and run the whole transaction again.",
+    "40P01": "The transaction was chosen to end a deadlock: roll back, and run the whole transaction again.",
     "42501": "The connection's role lacks a privilege on Procrastinate's tables or functions: grant it.",
     "42704": _OTHER_SCHEMA,
     "42883": _OTHER_SCHEMA,
     "42P01": _NO_SCHEMA,
     "53300": "The server has no connection slot left.",
+    "26000": _PREPARED,
+    "42P05": _PREPARED,
     "22P05": "PostgreSQL cannot store this text: a NUL character, or one that the database's encoding lacks.",
     "22021": "PostgreSQL cannot store this text: a NUL character, or one that the database's encoding lacks.",
     "54001": "The arguments are nested too deeply for the server's max_stack_depth.",
@@ -53,10 +60,10 @@ _CONCURRENT = (
     "another coroutine is already waiting",
 )
 _UNUSABLE = frozenset({"25P02", "57P01", "57P02", "57P03"})
-_FATE: dict[State, str] = {
-    "failed": "Your transaction has failed: roll it back (external(conn, savepoint=True) keeps it).",
-    "closed": "The connection is gone, and with it your transaction: open a new one and run it again.",
-}
+_TOLD_BY_ADVICE = frozenset({"25P02", "40001", "40P01"})
+_FAILED = "Your transaction has failed: roll it back (external(conn, savepoint=True) keeps it)."
+_GONE = "The connection is gone, and with it your transaction: open a new one and run it again."
+_KEPT = "Your transaction is as it was before."
 # psqlpy keeps what tokio-postgres makes a text of, without the SQLSTATE. The message of an English server tells it.
 _TEXT_ALONE = re.compile(
     r"db error: \w+: (?P<message>.*?)(?:\nDETAIL: (?P<detail>.*?))?(?:\nHINT: .*)?$", re.DOTALL
@@ -154,6 +161,7 @@ def translate(
     *,
     driver: str,
     state: State = "unknown",
+    isolated: bool = False,
     locks: Iterable[str] = (),
 ) -> ConnectorException:
     """Procrastinate's exception for the driver's *exc*, with the driver's error as its cause.
@@ -161,10 +169,12 @@ def translate(
     :param conn: what the statement ran on.
     :param driver: what was asked, for the text.
     :param state: the connection's state after the error.
+    :param isolated: whether a savepoint is about to be rolled back to.
     :param locks: the queueing locks that were sent.
     """
     error = read(exc)
-    text = _text(error, conn, driver, state)
+    fate = _fate(error, state, isolated)
+    text = " ".join(filter(None, (*_reason(error, conn, driver), fate)))
     result: ConnectorException
     if error.sqlstate == "23505" or error.constraint == QUEUEING_LOCK_CONSTRAINT:
         lock = _lock(error, list(locks)) if error.constraint == QUEUEING_LOCK_CONSTRAINT else None
@@ -177,7 +187,20 @@ def translate(
     return result
 
 
-def _text(error: ServerError, conn: object, driver: str, state: State) -> str:
+def _fate(error: ServerError, state: State, isolated: bool) -> str | None:
+    """What has become of the caller's transaction."""
+    if state == "closed":
+        return _GONE
+    if state not in ("in_transaction", "failed") or error.sqlstate in _TOLD_BY_ADVICE:
+        return None
+    if isolated or isinstance(error.cause, UnicodeError):  # drivers encode before they send
+        return _KEPT
+    # Not every driver notices: asyncpg still says that it is in a transaction.
+    return _FAILED if state == "failed" or error.sqlstate or error.message else None
+
+
+def _reason(error: ServerError, conn: object, driver: str) -> tuple[str, str | None]:
+    """What was said, and what to do."""
     advice = _ADVICE.get(error.sqlstate or "")
     if error.sqlstate is None and error.message is not None:
         said = f"{driver}: {_harmless(error)}."
@@ -197,7 +220,7 @@ def _text(error: ServerError, conn: object, driver: str, state: State) -> str:
             advice = _STANDBY
         elif advice in (_NO_SCHEMA, _OTHER_SCHEMA):
             said += _where(conn)
-    return " ".join(filter(None, (said, advice, _FATE.get(state))))
+    return said, advice
 
 
 def _is_standby(conn: object) -> bool:

@@ -7,7 +7,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from procrastinate_extconn.drivers import Classes, Refusal, named, numeric, positional, rows
+from procrastinate_extconn.drivers import (
+    Classes,
+    Refusal,
+    named,
+    numeric,
+    positional,
+    require_encodable,
+    rows,
+)
 from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
 
 _IS_NATIVE = Classes[bool](
@@ -45,6 +53,7 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     is_native = _IS_NATIVE.find(conn)
     if is_native is None:
         return None
+    require_encodable(args, conn._client_encoding)
     sent = {
         name: _array(value) if isinstance(value, list) else value for name, value in args.items()
     }

@@ -12,7 +12,14 @@ from collections.abc import Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from ..drivers import Classes, Refusal, describe_held, named, require_postgresql
+from ..drivers import (
+    Classes,
+    Refusal,
+    describe_held,
+    named,
+    require_encodable,
+    require_postgresql,
+)
 from ..exceptions import UnsupportedConnection
 from ..hookspecs import Description, Rows, State, Value, hookimpl
 
@@ -61,6 +68,9 @@ def execute_on_external(
 def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
     # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
     connection: Connection = target if _CONNECTION.find(target) else target.connection()
+    if connection.dialect.driver == "pg8000":
+        held: Any = connection.connection.driver_connection
+        require_encodable(args, held._client_encoding)
     result = connection.execute(_text(query), dict(args))
     if not result.returns_rows:
         return []

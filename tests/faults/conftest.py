@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import pytest
 from faults.chance import SEED
 from faults.ledger import Audit, Ledger
+from faults.servers import new_database
 from faults.table import table
 
+from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import KINDS
 
 T = TypeVar("T")
@@ -22,16 +24,30 @@ T = TypeVar("T")
 LONG = os.environ.get("EXTCONN_FAULTS") == "long"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the mark."""
-    config.addinivalue_line(
-        "markers", "faults: shows what a fault does to thousands of transactions"
-    )
-
-
 def pytest_report_header() -> str:
     """Say how long it will take."""
     return f"fault tests: {'long' if LONG else 'short'} form"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the long form take its time."""
+    for item in items:
+        if LONG and item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.timeout(7200))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[TemporaryServer]:
+    """A server that a test may kill, with room for many connections."""
+    with TemporaryServer(options={"max_connections": "120"}) as server:
+        yield server
+
+
+@pytest.fixture
+def own_dsn(server: TemporaryServer) -> Iterator[str]:
+    """Address a clean database on that server."""
+    with new_database(server) as dsn:
+        yield dsn
 
 
 @pytest.fixture

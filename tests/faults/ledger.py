@@ -6,7 +6,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import procrastinate
@@ -99,12 +99,18 @@ class Ledger:
         """Insert the row."""
         await done(held.execute(f"INSERT INTO orders (id) VALUES ({order})"))
 
-    async def defer(self, conn: object, order: int, **arguments: Any) -> int:
-        """Defer the job that names *order*, on a connection that may have options."""
-        deferrer = self.task.configure(connection=conn)
+    async def defer(
+        self, conn: object, order: int, arguments: Mapping[str, Any] | None = None, **options: Any
+    ) -> int:
+        """Defer the job that names *order*, on a connection that may have options.
+
+        :param arguments: more of the job's arguments.
+        :param options: of `Task.configure`.
+        """
+        deferrer = self.task.configure(connection=conn, **options)
         try:
             call = deferrer.defer_async if self.kind.is_async else deferrer.defer
-            job_id: int = await done(call(order_id=order, **arguments))
+            job_id: int = await done(call(order_id=order, **(arguments or {})))
         except ConnectorException:
             raise
         except Exception as exc:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
 from faults.chance import at_a_random_moment
 from faults.ledger import Ledger
-from procrastinate.schema import SchemaManager
 
 from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import Held, Kind, done, run
@@ -41,35 +40,16 @@ def test_backend_killed(
     audit("backend killed", ledger)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[TemporaryServer]:
-    """A server to kill."""
-    with TemporaryServer() as server:
-        yield server
-
-
-@pytest.fixture
-def killed_dsn(server: TemporaryServer, request: pytest.FixtureRequest) -> str:
-    """A database on it."""
-    name = f"killed_{random.SystemRandom().getrandbits(64):x}"
-    with psycopg.connect(server.dsn(), autocommit=True) as conn:
-        conn.execute(f'CREATE DATABASE "{name}"')
-    with psycopg.connect(server.dsn(name)) as conn:
-        conn.execute(SchemaManager.get_schema())
-        conn.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
-    return server.dsn(name)
-
-
 def test_server_killed(
     kind: Kind,
-    killed_dsn: str,
+    own_dsn: str,
     server: TemporaryServer,
     rng: random.Random,
     audit: Callable,
     sized: Callable,
 ) -> None:
     """Whenever the server dies of SIGKILL, the row and its job are both there afterwards or neither is."""
-    ledger = Ledger(kind, killed_dsn, rng)
+    ledger = Ledger(kind, own_dsn, rng)
 
     def kill() -> None:
         server.kill()
