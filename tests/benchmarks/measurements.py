@@ -73,12 +73,11 @@ def _times(what: str, against: str, result: Race, goal: float) -> Row:
     return Row(what, against, ours, theirs, "s", result.ratio("ours", "theirs"), goal)
 
 
-def _faster(what: str, against: str, result: Race, goal: float) -> Row:
+def _faster(what: str, against: str, result: Race, goal: float, ours: str = "ours") -> Row:
     """A row for what should be at least *goal* times as fast as theirs."""
-    ours, theirs = result.median("ours"), result.median("theirs")
-    return Row(
-        what, against, ours, theirs, "s", result.ratio("theirs", "ours"), goal, at_least=True
-    )
+    ratio = result.ratio("theirs", ours)
+    seconds = result.median(ours), result.median("theirs")
+    return Row(what, against, *seconds, "s", ratio, goal, at_least=True)
 
 
 def batch_end_to_end(dsn: str, rounds: int, results: Results) -> None:
@@ -203,8 +202,9 @@ def batch_sizes(dsn: str, rounds: int, results: Results) -> None:
         for size in (1, 10, 100, 1_000, 10_000, 100_000):
             orders = [arguments(number) for number in range(size)]
             turns = {
-                "procrastinate-extconn": holder.turn(_batch_defer(OURS, holder, size), WALL),
-                "native": holder.turn(_batch_defer(NATIVE, holder, size), WALL),
+                "batch_defer()": holder.turn(_batch_defer(OURS, holder, size), WALL),
+                "the layer alone": holder.turn(_layer(holder, size), WALL),
+                "native batch_defer()": holder.turn(_batch_defer(NATIVE, holder, size), WALL),
                 "raw driver": holder.turn(_raw(holder, size), WALL),
                 "riverqueue": sqlalchemy_holder.turn(partial(river.many, orders), WALL),
                 "pgqueuer": holder.turn(partial(pgqueuer.many, orders), WALL),
@@ -285,17 +285,23 @@ def against_peers(dsn: str, rounds: int, results: Results) -> None:
     for name, hold, make in contests:
         with hold(dsn) as holder:
             peer = make(holder)
-            one, many = _defer(OURS, holder), _batch_defer(OURS, holder, 1_000)
-            for what, clock in (("client CPU", CPU), ("wall", WALL)):
-                turns = {"ours": holder.turn(one, clock), "theirs": holder.turn(peer.one, clock)}
-                result = race(turns, rounds=rounds, calls=CALLS)
-                results.rows.append(_faster(f"one job, {what}", name, result, 1))
-            turns = {
-                "ours": holder.turn(many, WALL),
+            one = {
+                "defer()": holder.turn(_defer(OURS, holder)),
+                "the layer alone": holder.turn(_layer(holder, 1)),
+                "theirs": holder.turn(peer.one),
+            }
+            many = {
+                "batch_defer()": holder.turn(_batch_defer(OURS, holder, 1_000), WALL),
+                "the layer alone": holder.turn(_layer(holder, 1_000), WALL),
                 "theirs": holder.turn(partial(peer.many, orders), WALL),
             }
-            result = race(turns, rounds=rounds)
-            results.rows.append(_faster("1,000 jobs, wall", name, result, 1))
+            result = race(one, rounds=rounds, calls=CALLS)
+            for ours in ("defer()", "the layer alone"):
+                what = f"one job, {ours}, client CPU"
+                results.rows.append(_faster(what, name, result, 1, ours))
+            result = race(many, rounds=rounds)
+            for ours in ("batch_defer()", "the layer alone"):
+                results.rows.append(_faster(f"1,000 jobs, {ours}, wall", name, result, 1, ours))
         clear(dsn)
 
 

@@ -29,12 +29,14 @@ _STYLE: dict[str, Any] = {
     "grid.color": _GREY,
     "grid.alpha": 0.25,
 }
-COLOURS = {
-    "procrastinate-extconn": "#2a8fd8",
-    "native": "#d2691e",
-    "raw driver": _GREY,
-    "riverqueue": "#8e6bd1",
-    "pgqueuer": "#2f9e5f",
+_BLUE = "#2a8fd8"
+_LINES: dict[str, dict[str, Any]] = {
+    "raw driver": {"color": _GREY, "linestyle": "--"},
+    "the layer alone": {"color": _BLUE, "linestyle": "--"},
+    "batch_defer()": {"color": _BLUE},
+    "native batch_defer()": {"color": "#d2691e"},
+    "riverqueue": {"color": "#8e6bd1"},
+    "pgqueuer": {"color": "#2f9e5f"},
 }
 
 
@@ -47,10 +49,10 @@ def draw(data: Mapping[str, Any], folder: Path) -> None:
 
 def _throughput(curves: Mapping[str, Mapping[str, float]], path: Path) -> None:
     figure, axes = plt.subplots()
-    for name, points in curves.items():
+    for name, line in _LINES.items():
+        points = curves[name]
         sizes = [int(size) for size in points]
-        style = "--" if name == "raw driver" else "-"
-        axes.plot(sizes, list(points.values()), style, marker="o", color=COLOURS[name], label=name)
+        axes.plot(sizes, list(points.values()), marker="o", label=name, **line)
     axes.set(xscale="log", yscale="log", xlabel="jobs in one call", ylabel="jobs a second")
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -64,12 +66,9 @@ def _overhead(bars: Mapping[str, Mapping[str, float]], path: Path) -> None:
     names = list(bars)[::-1]
     raw = [bars[name]["raw"] * 1e6 for name in names]
     layer = [bars[name]["layer"] * 1e6 for name in names]
-    axes.barh(
-        names, raw, color=COLOURS["raw driver"], label="the driver alone, its parameter ready-made"
-    )
+    axes.barh(names, raw, color=_GREY, label="the driver alone, its parameter ready-made")
     more = [max(one - two, 0) for one, two in zip(layer, raw, strict=True)]
-    colour = COLOURS["procrastinate-extconn"]
-    axes.barh(names, more, left=raw, color=colour, label="through procrastinate-extconn")
+    axes.barh(names, more, left=raw, color=_BLUE, label="through the layer")
     for index, name in enumerate(names):
         axes.annotate(
             f" {bars[name]['ratio']:.2f} times", (raw[index] + more[index], index), va="center"
