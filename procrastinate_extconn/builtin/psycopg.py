@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -148,9 +148,8 @@ def _rows(conn: Any, result: PGresult | None) -> Rows:
     transformer = transformer_class(SimpleNamespace(adapters=adapters, connection=conn))
     transformer.set_pgresult(result)
     names = [(result.fname(index) or b"").decode() for index in range(result.nfields)]
-
-    def as_dict(values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(names, values, strict=True))
-
-    rows: Rows = transformer.load_rows(0, result.ntuples, as_dict)
-    return rows
+    load_row = transformer.load_row
+    return [
+        dict(zip(names, load_row(index, tuple)))  # noqa: B905 - strict=True takes as long again
+        for index in range(result.ntuples)
+    ]
