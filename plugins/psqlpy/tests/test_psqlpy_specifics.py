@@ -78,8 +78,11 @@ async def test_state_while_a_statement_runs(conn: psqlpy.Connection) -> None:
     running.close()
 
 
-async def test_begin_as_a_statement(conn: psqlpy.Connection, database: Database, ship: Any) -> None:
+async def test_begin_as_a_statement(
+    conn: psqlpy.Connection, database: Database, ship: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the person sent a BEGIN, a taken lock leaves that transaction usable with a savepoint."""
+    monkeypatch.setattr(plugins(), "_warned", set())  # it is warned of once, and was perhaps
     with pytest.warns(UserWarning, match="does not tell"):
         waiting = await ship.configure(
             connection=extconn.external(conn, outside_transaction="warn"), queueing_lock="taken"
