@@ -25,9 +25,9 @@ class OneBodyConnector(BaseConnector):
     json_loads: Loads | None = None
 
     @abstractmethod
-    async def run_query(
+    def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Rows:
+    ) -> Coroutine[Any, Any, Rows]:
         """Run one query, on *connection* if there is one. In a sync call nothing in it may suspend."""
 
     def get_sync_connector(self) -> BaseConnector:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from procrastinate.exceptions import ProcrastinateException
@@ -51,9 +52,9 @@ class ExternalConnector(OneBodyConnector):
         self._conn = conn
         self._mode: OutsideMode | None = outside_transaction
 
-    async def run_query(
+    def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Rows:
+    ) -> Coroutine[Any, Any, Rows]:
         if connection is not None:
             other = ExternalConnector(
                 connection,
@@ -61,7 +62,7 @@ class ExternalConnector(OneBodyConnector):
                 json_loads=self.json_loads,
                 outside_transaction=self._mode,
             )
-            return await other.run_query(query, arguments, is_async=is_async)
+            return other.run_query(query, arguments, is_async=is_async)
         if query in WORKER_QUERIES:
             raise self.worker_refused()
         description = plugins().describe(self._conn)
@@ -71,15 +72,10 @@ class ExternalConnector(OneBodyConnector):
             guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
-            rows = await self._send(query, arguments, is_async=is_async)
-        else:
-
-            async def send(query: str, arguments: dict[str, Any]) -> Rows:
-                return await self._send(query, arguments, is_async=is_async, isolated=True)
-
-            state = description.state if description else "unknown"
-            rows = await conflicts.execute(send, query, arguments, options.on_conflict, state)
-        return wire.decode(rows, self.json_loads)
+            return self._send(query, arguments, is_async=is_async)
+        send = functools.partial(self._send, is_async=is_async, isolated=True)
+        state = description.state if description else "unknown"
+        return conflicts.execute(send, query, arguments, options.on_conflict, state)
 
     async def _send(
         self,
@@ -95,15 +91,18 @@ class ExternalConnector(OneBodyConnector):
             if isinstance(result, list):
                 if is_async:
                     self._at_once()
-                return result
-            if not is_async:
+                rows = result
+            elif not is_async:
                 _discard(result)
                 raise self._mismatch(is_async=is_async)
-            return await result
+            else:
+                rows = await result
         except ProcrastinateException:
             raise
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments, isolated=isolated)
+        else:
+            return wire.decode(rows, self.json_loads)
         # Raised out here so that the driver's error is its cause alone: SQLAlchemy's wrapper, which quotes
         # parameters, would be its context.
         raise error
