@@ -36,6 +36,8 @@ def define(app: procrastinate.App, dsn: str) -> Callable[..., Any]:
     """Define a task that runs a body on a connection of a kind, in the kind's own colour."""
 
     def define(kind: Kind, body: Body, **options: Any) -> Any:
+        if missing := kind.missing():
+            pytest.skip(f"not installed: {', '.join(missing)}")
         if kind.is_async:
 
             @app.task(name="work", pass_context=True, **options)
