@@ -9,12 +9,13 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import procrastinate
 import psycopg
 import pytest
-from holding import External, Watch
+from holding import External, Watch, opened, opened_async, unopened
 from procrastinate.testing import InMemoryConnector
 
 import procrastinate_extconn as extconn
@@ -46,10 +47,20 @@ def in_block(external: External, conn: Any, call: Callable[[], Any]) -> Any:
     return external.run(inside_async)
 
 
+@pytest.mark.parametrize("state", [unopened, opened, opened_async], ids=lambda one: one.__name__)
 def test_every_call_of_the_manager_runs_on_the_connection(
-    external: External, app: procrastinate.App, task: Task, watch: Watch
+    external: External,
+    app: procrastinate.App,
+    task: Task,
+    watch: Watch,
+    state: Callable[[procrastinate.App], AbstractContextManager[None]],
 ) -> None:
     """Defer, batch, status, list and cancel see and change the open transaction, which then decides."""
+    with state(app):
+        _defer_and_manage(external, app, task, watch)
+
+
+def _defer_and_manage(external: External, app: procrastinate.App, task: Task, watch: Watch) -> None:
     manager = app.job_manager
     suffix = "_async" if external.kind.is_async else ""
 
