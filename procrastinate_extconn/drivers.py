@@ -93,7 +93,7 @@ def rows(description: Iterable[Any] | None, fetched: Callable[[], Sequence[Any]]
     if description is None:
         return []
     found = fetched()
-    if found and isinstance(found[0], Mapping):
+    if found and not isinstance(found[0], (tuple, list)) and isinstance(found[0], Mapping):
         return [dict(row) for row in found]
     names = [column[0] for column in description]
     return [dict(zip(names, row, strict=True)) for row in found]

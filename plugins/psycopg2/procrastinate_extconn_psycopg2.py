@@ -41,7 +41,7 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
         return None
     # The connection's own cursor factory stays: it is where tracing libraries sit.
     with conn.cursor() as cursor:
-        _read_plainly(cursor)
+        cursor.string_types = _casters().copy()
         cursor.execute(query, args)
         return rows(cursor.description, cursor.fetchall)
 
@@ -66,22 +66,14 @@ def _lend(pool: Any) -> Generator[object]:
         pool.putconn(conn)
 
 
-def _read_plainly(cursor: Any) -> None:
-    """Undo, on this cursor alone, what a person's casters make of the types in Procrastinate's rows."""
-    extensions, casters = _casters()
-    try:
-        for caster in casters:
-            extensions.register_type(caster, cursor)
-    except TypeError:
-        return  # A proxy may be no cursor to psycopg2: there, the person's casters stay.
-
-
 @functools.cache
-def _casters() -> tuple[Any, list[Any]]:
+def _casters() -> dict[int, Any]:
+    """What reads the types in Procrastinate's rows, whatever a person has registered for them."""
     extensions: Any = import_module("psycopg2.extensions")
-    json = extensions.new_type((114, 3802), "JSON", _as_text)
     names = ("BOOLEAN", "INTEGER", "LONGINTEGER", "PYDATETIMETZ", "UNICODE")
-    return extensions, [json, *(getattr(extensions, name) for name in names)]
+    json = extensions.new_type((114, 3802), "JSON", _as_text)
+    casters = [json, *(getattr(extensions, name) for name in names)]
+    return {oid: caster for caster in casters for oid in caster.values}
 
 
 def _as_text(value: str | None, cursor: object) -> str | None:
