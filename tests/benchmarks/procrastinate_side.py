@@ -17,8 +17,17 @@ DEFER: str = sql.queries["defer_jobs"]
 
 
 def arguments(number: int) -> dict[str, Any]:
-    """What an order's job gets."""
-    return {"order_id": number, "customer": "Zoë O'Reilly", "items": [3, 1, 4], "express": True}
+    """What an order's job gets: two hundred characters of JSON."""
+    return {
+        "order_id": number,
+        "customer": {"name": "Zoë O'Reilly", "email": "zoe@example.org"},
+        "items": [
+            {"sku": "A-1", "count": 2},
+            {"sku": "B-7", "count": 1},
+            {"sku": "C-3", "count": 5},
+        ],
+        "express": True,
+    }
 
 
 def jobs(count: int) -> list[JobToDefer]:
