@@ -28,6 +28,8 @@ _OTHER_SCHEMA = (
     "there at all, check `SHOW search_path` and whether this is the right database.)"
 )
 _STANDBY = "The server is a standby, which takes no writes: use a connection to the primary."
+_NOT_JSON = "The job's arguments are not JSON that PostgreSQL reads: NaN, Infinity and half a surrogate pair are not."
+_IN_USE = "The connection is in use by another task or thread: give each its own, or take turns."
 _PREPARED = (
     "Behind PgBouncer the next transaction may be on another server connection: turn the driver's prepared statements "
     'off, see "Defer a job behind PgBouncer" in the documentation.'
@@ -62,6 +64,7 @@ _CONCURRENT = (
 _UNUSABLE = frozenset({"25P02", "57P01", "57P02", "57P03"})
 _TOLD_BY_ADVICE = frozenset({"25P02", "40001", "40P01"})
 _FAILED = "Your transaction has failed: roll it back (external(conn, savepoint=True) keeps it)."
+_FAILED_IF_ANY = "If there was a transaction, it has failed: roll it back (external(conn, savepoint=True) keeps it)."
 _GONE = "The connection is gone, and with it your transaction: open a new one and run it again."
 _KEPT = "Your transaction is as it was before."
 # psqlpy keeps what tokio-postgres makes a text of, without the SQLSTATE. The message of an English server tells it.
@@ -81,6 +84,7 @@ _MEANT = {
     "^invalid input syntax for type json": "22P02",
     "^unsupported Unicode escape sequence": "22P05",
     "^terminating connection": "57P01",
+    "^stack depth limit exceeded": "54001",
 }
 
 
@@ -174,7 +178,7 @@ def translate(
     """
     error = read(exc)
     fate = _fate(error, state, isolated)
-    text = " ".join(filter(None, (*_reason(error, conn, driver), fate)))
+    text = " ".join(filter(None, (_said(error, driver), _advice(error, conn), fate)))
     result: ConnectorException
     if error.sqlstate == "23505" or error.constraint == QUEUEING_LOCK_CONSTRAINT:
         lock = _lock(error, list(locks)) if error.constraint == QUEUEING_LOCK_CONSTRAINT else None
@@ -191,36 +195,42 @@ def _fate(error: ServerError, state: State, isolated: bool) -> str | None:
     """What has become of the caller's transaction."""
     if state == "closed":
         return _GONE
-    if state not in ("in_transaction", "failed") or error.sqlstate in _TOLD_BY_ADVICE:
+    if state in ("idle", "autocommit") or error.sqlstate in _TOLD_BY_ADVICE:
         return None
-    if isolated or isinstance(error.cause, UnicodeError):  # drivers encode before they send
+    # Drivers encode before they send; Django gives the transaction up all the same.
+    if isolated or (state != "failed" and _is_unencodable(error)):
         return _KEPT
+    if state == "unknown":
+        return _FAILED_IF_ANY if error.message else None
     # Not every driver notices: asyncpg still says that it is in a transaction.
-    return _FAILED if state == "failed" or error.sqlstate or error.message else None
+    return _FAILED if state == "failed" or error.message else None
 
 
-def _reason(error: ServerError, conn: object, driver: str) -> tuple[str, str | None]:
-    """What was said, and what to do."""
-    advice = _ADVICE.get(error.sqlstate or "")
-    if error.sqlstate is None and error.message is not None:
-        said = f"{driver}: {_harmless(error)}."
-    elif error.sqlstate is None:
-        said = f"{driver} raised {type(error.cause).__name__} (see the cause)."
-        if isinstance(error.cause, UnicodeError):
-            advice = "The text cannot be encoded for this database."
-        elif any(words in str(error.cause) for words in _CONCURRENT):
-            advice = "The connection is in use by another task or thread: give each its own, or take turns."
-    else:
-        said = f"{driver}: {_harmless(error)} (SQLSTATE {error.sqlstate})."
-        if error.sqlstate == "22P02" and "json" in said:
-            advice = (
-                "The job's arguments are not JSON that PostgreSQL reads: NaN and Infinity are not."
-            )
-        elif error.sqlstate == "25006" and _is_standby(conn):
-            advice = _STANDBY
-        elif advice in (_NO_SCHEMA, _OTHER_SCHEMA):
-            said += _where(conn)
-    return said, advice
+def _is_unencodable(error: ServerError) -> bool:
+    return any(isinstance(one, UnicodeError) for one in _wrapped(error.cause))
+
+
+def _said(error: ServerError, driver: str) -> str:
+    if error.sqlstate is None and error.message is None:
+        return f"{driver} raised {type(error.cause).__name__} (see the cause)."
+    sqlstate = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+    return f"{driver}: {_harmless(error)}{sqlstate}."
+
+
+def _advice(error: ServerError, conn: object) -> str | None:
+    if _is_unencodable(error):
+        return "The text cannot be encoded for this database."
+    if error.sqlstate is None:
+        said = "" if error.message else str(error.cause)
+        return _IN_USE if any(words in said for words in _CONCURRENT) else None
+    if error.sqlstate == "22P02" and "json" in (error.message or ""):
+        return _NOT_JSON
+    if error.sqlstate == "25006" and _is_standby(conn):
+        return _STANDBY
+    advice = _ADVICE.get(error.sqlstate)
+    if advice in (_NO_SCHEMA, _OTHER_SCHEMA):
+        return f"{_where(conn)}{advice}"
+    return advice
 
 
 def _is_standby(conn: object) -> bool:
@@ -239,7 +249,7 @@ def _where(conn: object) -> str:
     url = getattr(engine, "url", None)
     if url is not None:
         database, user = url.database, url.username
-    return f" This is database {database!r}, as {user!r}." if database else ""
+    return f"This is database {database!r}, as {user!r}. " if database else ""
 
 
 def _harmless(error: ServerError) -> str:

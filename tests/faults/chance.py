@@ -1,4 +1,4 @@
-"""What the fault tests leave to chance."""
+"""How long a run of the fault tests is, and what it leaves to chance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+
+LONG = os.environ.get("EXTCONN_FAULTS") == "long"
+"""Whether this is the long form, or the short one that runs with all the other tests."""
 
 SEED = os.environ.setdefault("EXTCONN_SEED", str(random.SystemRandom().randrange(10**6)))
 """Repeats a run, as far as the clock does. The workers of pytest-xdist inherit it."""

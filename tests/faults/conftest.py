@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import pytest
-from faults.chance import SEED
+from faults.chance import LONG, SEED
 from faults.ledger import Audit, Ledger
 from faults.servers import new_database
 from faults.table import table
@@ -20,8 +19,6 @@ from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import KINDS
 
 T = TypeVar("T")
-
-LONG = os.environ.get("EXTCONN_FAULTS") == "long"
 
 
 def pytest_report_header() -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import procrastinate
 import psycopg
-from procrastinate.exceptions import ConnectorException
+from procrastinate.exceptions import ProcrastinateException
 
 from procrastinate_extconn.kinds import Held, Kind, done
 
@@ -46,13 +46,17 @@ class Ledger:
     """Runs transactions on connections of one kind, and knows what should have come of each.
 
     :param rng: decides what is left to chance.
+    :param json_dumps: the app's.
     """
 
-    def __init__(self, kind: Kind, dsn: str, rng: random.Random) -> None:
+    def __init__(
+        self, kind: Kind, dsn: str, rng: random.Random, json_dumps: Callable[..., str] | None = None
+    ) -> None:
         self.kind = kind
         self.dsn = dsn
         self.rng = rng
-        app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn))
+        connector = procrastinate.PsycopgConnector(conninfo=dsn, json_dumps=json_dumps)
+        app = procrastinate.App(connector=connector)
         self.task: Any = app.task(name="process_order")(_process_order)
         self._numbers = itertools.count(1)
         self._begun: list[int] = []
@@ -90,10 +94,14 @@ class Ledger:
         self._durations.append(time.perf_counter() - started)
 
     def begin(self) -> int:
-        """The number of a new order."""
-        order = next(self._numbers)
+        """Begin a transaction: the number of its order."""
+        order = self.next_order()
         self._begun.append(order)
         return order
+
+    def next_order(self) -> int:
+        """The number of another order in the same transaction."""
+        return next(self._numbers)
 
     async def insert(self, held: Held, order: int) -> None:
         """Insert the row."""
@@ -111,18 +119,18 @@ class Ledger:
         try:
             call = deferrer.defer_async if self.kind.is_async else deferrer.defer
             job_id: int = await done(call(order_id=order, **(arguments or {})))
-        except ConnectorException:
+        except ProcrastinateException:
             raise
         except Exception as exc:
             self._foreign.append(exc)
             raise
         return job_id
 
-    async def commit(self, held: Held, order: int) -> None:
-        """Commit the driver's own way, and remember that the row should be there now."""
-        self._undecided.add(order)
+    async def commit(self, held: Held, *orders: int) -> None:
+        """Commit the driver's own way, and remember that the rows should be there now."""
+        self._undecided.update(orders)
         await done(held.commit())
-        self._committed.add(order)
+        self._committed.update(orders)
 
     async def roll_back(self, held: Held, order: int) -> None:
         """Roll back the driver's own way, by choice."""
@@ -143,7 +151,7 @@ class Ledger:
         }
         return Audit(
             self.transactions,
-            hit=self.transactions - len(self._committed) - len(self._rolled_back),
+            hit=len(set(self._begun) - self._committed - set(self._rolled_back)),
             committed=len(rows),
             orphans=len(orphans),
             problems=[f"{what}: {found}" for what, all_ in problems.items() for found in all_],
