@@ -73,16 +73,20 @@ def _run(dsn: str | None, interrupts: Interrupts) -> tuple[str, list[Outcome]]:
         with console.Steps() as steps:
             steps.begin("Starting PostgreSQL" if address is None else f"Connecting to {address}")
             place = own_server(interrupts) if address is None else on_server(address)
-            with place as workspace, interrupts.allowed():
+            with place as workspace:
                 demonstration = Demonstration(workspace)
-                server = demonstration.prepare()
-                placed = steps.begin("Committing and rolling back orders", len(kinds))
-                for outcome in demonstration.place_orders(kinds):
-                    outcomes.append(outcome)
-                    placed()
+                with interrupts.allowed():
+                    server = demonstration.prepare()
+                    placed = steps.begin("Committing and rolling back orders", len(kinds))
+                    for outcome in demonstration.place_orders(kinds):
+                        outcomes.append(outcome)
+                        placed()
+                # A worker that is interrupted may wait for a task that no longer ends; left alone it soon does.
                 committed = [outcome for outcome in outcomes if outcome.committed_together]
                 processed = steps.begin("Running the jobs with a worker", len(committed))
                 demonstration.run_worker(committed, processed)
+                with interrupts.allowed():
+                    pass
     except (psycopg.Error, ProcrastinateException, ServerError, NotRemoved) as exc:
         cause = exc.__cause__ if isinstance(exc, ProcrastinateException) else None
         reason = str(cause or exc).strip()
