@@ -65,9 +65,9 @@ def _overhead(bars: Mapping[str, Mapping[str, float]], path: Path) -> None:
     figure, axes = plt.subplots()
     names = list(bars)[::-1]
     raw = [bars[name]["raw"] * 1e6 for name in names]
-    layer = [bars[name]["layer"] * 1e6 for name in names]
+    # The ratio is of pairs, which the two medians are not.
+    more = [max(one * (bars[name]["ratio"] - 1), 0) for name, one in zip(names, raw, strict=True)]
     axes.barh(names, raw, color=_GREY, label="the driver alone, its parameter ready-made")
-    more = [max(one - two, 0) for one, two in zip(layer, raw, strict=True)]
     axes.barh(names, more, left=raw, color=_BLUE, label="through the layer")
     for index, name in enumerate(names):
         axes.annotate(
