@@ -9,7 +9,6 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import procrastinate
@@ -47,21 +46,31 @@ def in_block(external: External, conn: Any, call: Callable[[], Any]) -> Any:
     return external.run(inside_async)
 
 
-@pytest.mark.parametrize("state", [unopened, opened, opened_async], ids=lambda one: one.__name__)
+@pytest.fixture(
+    params=[
+        (procrastinate.PsycopgConnector, unopened),
+        (procrastinate.PsycopgConnector, opened),
+        (procrastinate.PsycopgConnector, opened_async),
+        (procrastinate.SyncPsycopgConnector, opened),
+    ],
+    ids=lambda param: f"{param[0].__name__}-{param[1].__name__}",
+)
+def any_app(
+    request: pytest.FixtureRequest, installed: None, dsn: str
+) -> Iterator[procrastinate.App]:
+    """An app of either colour, opened in each way."""
+    connector, state = request.param
+    app = procrastinate.App(connector=connector(conninfo=dsn, min_size=1))
+    with state(app):
+        yield app
+
+
 def test_every_call_of_the_manager_runs_on_the_connection(
-    external: External,
-    app: procrastinate.App,
-    task: Task,
-    watch: Watch,
-    state: Callable[[procrastinate.App], AbstractContextManager[None]],
+    external: External, any_app: procrastinate.App, watch: Watch
 ) -> None:
     """Defer, batch, status, list and cancel see and change the open transaction, which then decides."""
-    with state(app):
-        _defer_and_manage(external, app, task, watch)
-
-
-def _defer_and_manage(external: External, app: procrastinate.App, task: Task, watch: Watch) -> None:
-    manager = app.job_manager
+    task = any_app.task(name="process_order")(lambda **arguments: None)
+    manager = any_app.job_manager
     suffix = "_async" if external.kind.is_async else ""
 
     def ask(target: Any, method: str, *args: Any, **kwargs: Any) -> Any:
