@@ -70,7 +70,7 @@ def test_stop_leaves_nothing() -> None:
     """A server that was stopped has no process and no folder any more; stopping it twice is fine."""
     with TemporaryServer() as server:
         pids = processes(server)
-        assert all(map(is_alive, pids))
+        assert any(map(is_alive, pids))
     assert not any(map(is_alive, pids))
     assert not server.data_dir.parent.exists()
     server.stop()
