@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -67,15 +68,18 @@ async def test_states_of_a_transaction(conn: psqlpy.Connection) -> None:
     assert extconn.describe(transaction).state == "closed"
 
 
-async def test_state_while_a_statement_runs(conn: psqlpy.Connection) -> None:
+async def test_state_while_a_statement_runs(conn: psqlpy.Connection, database: Database) -> None:
     """The state is told without waiting for the statement that is under way."""
+    database.value("SELECT pg_advisory_lock(1)")
     transaction = conn.transaction()
     await transaction.begin()
-    running = transaction.execute("SELECT 1")
-    running.send(None)
+    running = asyncio.ensure_future(transaction.fetch("SELECT 1 FROM pg_advisory_xact_lock(1)"))
+    await asyncio.sleep(0)  # it begins, and waits for the lock
     assert extconn.describe(conn).state == "in_transaction"
     assert extconn.describe(transaction).state == "in_transaction"
-    running.close()
+    assert not running.done()
+    database.value("SELECT pg_advisory_unlock(1)")
+    await running
 
 
 async def test_begin_as_a_statement(
