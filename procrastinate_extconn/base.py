@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from procrastinate.connector import BaseConnector
@@ -27,14 +27,17 @@ class OneBodyConnector(BaseConnector):
     @abstractmethod
     def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Coroutine[Any, Any, Rows]:
-        """Run one query, on *connection* if there is one. In a sync call nothing in it may suspend."""
+    ) -> Rows | Awaitable[Rows]:
+        """Run one query, on *connection* if there is one.
+
+        :returns: the rows, or, in an async call only, an awaitable of them.
+        """
 
     def get_sync_connector(self) -> BaseConnector:
         return self
 
     def execute_query(self, query: str, *, connection: object = None, **arguments: Any) -> None:
-        _finish(self.run_query(query, arguments, is_async=False, connection=connection))
+        self.execute_query_all(query, connection=connection, **arguments)
 
     def execute_query_one(
         self, query: str, *, connection: object = None, **arguments: Any
@@ -42,22 +45,24 @@ class OneBodyConnector(BaseConnector):
         return _first(self.execute_query_all(query, connection=connection, **arguments))
 
     def execute_query_all(self, query: str, *, connection: object = None, **arguments: Any) -> Rows:
-        return _finish(self.run_query(query, arguments, is_async=False, connection=connection))
+        rows: Any = self.run_query(query, arguments, is_async=False, connection=connection)
+        return rows  # type: ignore[no-any-return]
 
     async def execute_query_async(
         self, query: str, *, connection: object = None, **arguments: Any
     ) -> None:
-        await self.run_query(query, arguments, is_async=True, connection=connection)
+        await self.execute_query_all_async(query, connection=connection, **arguments)
 
     async def execute_query_one_async(
         self, query: str, *, connection: object = None, **arguments: Any
     ) -> dict[str, Any]:
-        return _first(await self.run_query(query, arguments, is_async=True, connection=connection))
+        return _first(await self.execute_query_all_async(query, connection=connection, **arguments))
 
     async def execute_query_all_async(
         self, query: str, *, connection: object = None, **arguments: Any
     ) -> Rows:
-        return await self.run_query(query, arguments, is_async=True, connection=connection)
+        result = self.run_query(query, arguments, is_async=True, connection=connection)
+        return result if isinstance(result, list) else await result
 
     def execute_query_one_with_connection(
         self, connection: object, query: str, **arguments: Any
@@ -107,8 +112,8 @@ class OneBodyConnector(BaseConnector):
         )
 
 
-def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Get the result of a coroutine that never suspends."""
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never suspends: how a synchronous call runs what an asynchronous one awaits."""
     try:
         coroutine.send(None)
     except StopIteration as done:

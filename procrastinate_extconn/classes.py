@@ -34,7 +34,7 @@ class Classes(Generic[T]):
 
     def __init__(self, classes: Mapping[str, T | Refusal]) -> None:
         self._classes = classes
-        self._found: dict[tuple[type, type], tuple[str, T | Refusal] | None] = {}
+        self._found: dict[tuple[type, type], T | None] = {}
 
     def find(self, conn: object) -> T | None:
         """What stands here for the class of *conn*, or None.
@@ -43,27 +43,23 @@ class Classes(Generic[T]):
         """
         key = type(conn), conn.__class__
         try:
-            found = self._found[key]
+            return self._found[key]
         except KeyError:
-            found = self._search(key)
-        if found is None:
-            return None
-        name, value = found
-        if isinstance(value, Refusal):
-            raise UnsupportedConnection(
-                f"procrastinate-extconn does not support external connections of type {name}: that is not a "
-                f"connection. Get one from it: `{value.advice}`"
-            )
-        return value
+            return self._search(key)
 
-    def _search(self, key: tuple[type, type]) -> tuple[str, T | Refusal] | None:
-        found = None
+    def _search(self, key: tuple[type, type]) -> T | None:
+        found: T | None = None
         for name, value in self._classes.items():
             module, _, attribute = name.rpartition(".")
             cls = getattr(sys.modules.get(module), attribute, None)
             # issubclass, not isinstance: a metaclass may answer isinstance() by the type, which a proxy's is not.
             if isinstance(cls, type) and any(issubclass(one, cls) for one in key):
-                found = name, value
+                if isinstance(value, Refusal):
+                    raise UnsupportedConnection(
+                        f"procrastinate-extconn does not support external connections of type {name}: that is not a "
+                        f"connection. Get one from it: `{value.advice}`"
+                    )
+                found = value
                 break
         if len(self._found) >= _REMEMBERED:
             self._found.clear()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from typing import Any
 
 from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
-from .base import OneBodyConnector
+from .base import OneBodyConnector, finish
 from .exceptions import PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .hookspecs import Rows
@@ -18,7 +18,7 @@ from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
 from .queries import WORKER_QUERIES
-from .transaction import guard, warn
+from .transaction import READY, guard, warn
 
 
 class ExternalConnector(OneBodyConnector):
@@ -54,7 +54,7 @@ class ExternalConnector(OneBodyConnector):
 
     def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Coroutine[Any, Any, Rows]:
+    ) -> Rows | Awaitable[Rows]:
         if connection is not None:
             other = ExternalConnector(
                 connection,
@@ -69,47 +69,60 @@ class ExternalConnector(OneBodyConnector):
         if description is not None:
             if description.is_async is not is_async:
                 raise self._mismatch(is_async=is_async)
-            guard(self._conn, description, query, self._mode or layer.outside_transaction)
+            if description.state not in READY:
+                guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
             return self._send(query, arguments, is_async=is_async)
-        send = functools.partial(self._send, is_async=is_async, isolated=True)
+        send = functools.partial(self._send_isolated, is_async=is_async)
         state = description.state if description else "unknown"
-        return conflicts.execute(send, query, arguments, options.on_conflict, state)
+        rows = conflicts.execute(send, query, arguments, options.on_conflict, state)
+        return rows if is_async else finish(rows)
 
-    async def _send(
-        self,
-        query: str,
-        arguments: dict[str, Any],
-        *,
-        is_async: bool,
-        isolated: bool = False,
-    ) -> Rows:
+    # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
+    # quotes parameters, would be its context.
+
+    def _send(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool, isolated: bool = False
+    ) -> Rows | Awaitable[Rows]:
         query, args = wire.encode(query, arguments, self.json_dumps)
         try:
             result: Rows | Awaitable[Rows] = plugins().execute(self._conn, query, args)
-            if isinstance(result, list):
-                if is_async:
-                    self._at_once()
-                rows = result
-            elif not is_async:
-                _discard(result)
-                raise self._mismatch(is_async=is_async)
-            else:
-                rows = await result
-        except ProcrastinateException:
-            raise
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments, isolated=isolated)
         else:
-            return wire.decode(rows, self.json_loads)
-        # Raised out here so that the driver's error is its cause alone: SQLAlchemy's wrapper, which quotes
-        # parameters, would be its context.
+            if isinstance(result, list):
+                if is_async:
+                    self._at_once()
+                return wire.decode(result, self.json_loads)
+            if is_async:
+                return self._receive(result, arguments, isolated=isolated)
+            _discard(result)
+            error = self._mismatch(is_async=is_async)
         raise error
+
+    async def _receive(
+        self, result: Awaitable[Rows], arguments: dict[str, Any], *, isolated: bool
+    ) -> Rows:
+        try:
+            rows = await result
+        except Exception as exc:  # noqa: BLE001
+            error = self._translated(exc, arguments, isolated=isolated)
+        else:
+            return wire.decode(rows, self.json_loads)
+        raise error
+
+    async def _send_isolated(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool
+    ) -> Rows:
+        result = self._send(query, arguments, is_async=is_async, isolated=True)
+        return result if isinstance(result, list) else await result
 
     def _translated(
         self, exc: Exception, arguments: dict[str, Any], *, isolated: bool
     ) -> ProcrastinateException:
+        if isinstance(exc, ProcrastinateException):
+            return exc
         try:
             description = plugins().describe(self._conn)
         except ProcrastinateException:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from . import ambient, server_errors, wire
-from .base import OneBodyConnector
+from .base import OneBodyConnector, finish
 from .connector import ExternalConnector
 from .exceptions import SyncAsyncMismatch, UnsupportedConnection
 from .fallback import type_name
@@ -39,8 +40,14 @@ class PoolConnector(OneBodyConnector):
         self._pool = pool_or_engine
         layer.built_in.add(self)
 
-    async def run_query(
+    def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
+    ) -> Rows | Awaitable[Rows]:
+        rows = self._run(query, arguments, is_async=is_async, connection=connection)
+        return rows if is_async else finish(rows)
+
+    async def _run(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object
     ) -> Rows:
         if connection is None:
             connection = ambient.connection(query)
@@ -84,7 +91,8 @@ class PoolConnector(OneBodyConnector):
         connector = ExternalConnector(
             connection, json_dumps=self.json_dumps, json_loads=self.json_loads
         )
-        return await connector.run_query(query, arguments, is_async=is_async)
+        result = connector.run_query(query, arguments, is_async=is_async)
+        return result if isinstance(result, list) else await result
 
     def _mismatch(self, *, is_async: bool) -> SyncAsyncMismatch:
         name = type_name(type(self._pool))

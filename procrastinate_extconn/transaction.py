@@ -7,10 +7,13 @@ import warnings
 
 from .exceptions import OutsideTransaction, OutsideTransactionWarning, UnusableConnection
 from .fallback import Fallback, type_name
-from .hookspecs import Description
+from .hookspecs import Description, State
 from .options import OutsideMode, unwrap
 from .plugins import plugins
 from .queries import writes
+
+READY: tuple[State, ...] = ("in_transaction", "idle")
+"""The states in which the next statement belongs to a transaction."""
 
 _FIX = {
     "psycopg": "enter `with conn.transaction():`, or connect with autocommit=False",
@@ -62,12 +65,11 @@ def describe(conn: object) -> Description:
 def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:
     """Refuse a connection that cannot run the query, and a write that would commit by itself.
 
+    :param description: of a connection that is not `READY`.
     :raises UnusableConnection: for a closed connection or a failed transaction.
     :raises OutsideTransaction: in mode ``"error"``, outside a transaction or where that cannot be known.
     """
     state = description.state
-    if state in ("in_transaction", "idle"):
-        return
     if state == "closed":
         raise UnusableConnection(
             f"this {description.driver} connection ({type_name(type(conn))}) is closed: open a new one"

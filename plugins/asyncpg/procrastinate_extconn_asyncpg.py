@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -34,13 +35,11 @@ def describe_external(conn: Any) -> Description | None:
 
 
 def _state(conn: Any) -> State:
-    import asyncpg
-
     try:
         if conn.is_closed():
             return "closed"
         return "in_transaction" if conn.is_in_transaction() else "autocommit"
-    except asyncpg.InterfaceError:  # given back to its pool
+    except sys.modules["asyncpg"].InterfaceError:  # given back to its pool
         return "closed"
 
 
@@ -50,12 +49,11 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Awa
 
 
 async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    import asyncpg
-
     query, names = numeric(query)
     if _has_text_codec(conn):
         query = await _past_text_codec(conn, query)
-    records = await conn.fetch(query, *[args[name] for name in names], record_class=asyncpg.Record)
+    record_class = sys.modules["asyncpg"].Record  # whatever the connection's own makes of a row
+    records = await conn.fetch(query, *[args[name] for name in names], record_class=record_class)
     return [dict(record) for record in records]
 
 
