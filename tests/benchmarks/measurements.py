@@ -18,8 +18,16 @@ from drivers import Holder
 from procrastinate_side import DEFER, NATIVE, OURS, arguments, jobs, ready_made
 from results import Results, Row
 
-from procrastinate_extconn import ExternalConnector, hookimpl, register, unregister
+from procrastinate_extconn import (
+    ExternalConnector,
+    describe,
+    hookimpl,
+    register,
+    unregister,
+    wire,
+)
 from procrastinate_extconn.drivers import numeric
+from procrastinate_extconn.plugins import plugins
 
 VERSIONS_OF = ("psycopg", "asyncpg", "psycopg2-binary", "sqlalchemy", "riverqueue", "pgqueuer")
 
@@ -65,6 +73,21 @@ def _raw(holder: Holder, count: int) -> Callable[[], Any]:
     query, text = ready_made(count)
     run = holder.raw(query)
     return lambda: run(text)
+
+
+def _raw_with_json(holder: Holder) -> Callable[[], Any]:
+    """Run it by the driver alone, with a text that is made each time."""
+    batch = jobs(1)
+    run = holder.raw(ready_made(1)[0])
+    return lambda: run(wire.encode_jobs(batch))
+
+
+def _plugin(holder: Holder) -> Callable[[], Any]:
+    """Run it by the driver's plugin alone, with a text that is made each time."""
+    batch, conn = jobs(1), holder.conn
+    query = ready_made(1)[0]
+    plugin: Any = plugins().get(describe(conn).plugin)
+    return lambda: plugin.execute_on_external(conn, query, {"jobs": wire.encode_jobs(batch)})
 
 
 def _times(what: str, against: str, result: Race, goal: float) -> Row:
@@ -134,16 +157,17 @@ def one_job_layer_alone(dsn: str, rounds: int, results: Results) -> None:
     for name, hold in holds.items():
         with hold(dsn) as holder:
             turns = {
-                "ours": holder.turn(_layer(holder, 1)),
                 "theirs": holder.turn(_raw(holder, 1)),
+                "JSON": holder.turn(_raw_with_json(holder)),
+                "plugin": holder.turn(_plugin(holder)),
+                "ours": holder.turn(_layer(holder, 1)),
             }
             result = race(turns, rounds=rounds, calls=CALLS)
         what = f"one job through the layer, {name}, client CPU"
         results.rows.append(_times(what, "the same alone, text ready-made", result, 1.3))
         results.overhead[name] = {
             "raw": result.median("theirs"),
-            "layer": result.median("ours"),
-            "ratio": result.ratio("ours", "theirs"),
+            **{part: result.ratio(part, "theirs") for part in ("JSON", "plugin", "ours")},
         }
 
 

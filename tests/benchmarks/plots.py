@@ -30,6 +30,12 @@ _STYLE: dict[str, Any] = {
     "grid.alpha": 0.25,
 }
 _BLUE = "#2a8fd8"
+_PARTS = {
+    "alone": (_GREY, "the driver alone"),
+    "JSON": ("#2f9e5f", "JSON of the job"),
+    "plugin": ("#d2691e", "the plugin"),
+    "ours": (_BLUE, "the layer"),
+}
 _LINES: dict[str, dict[str, Any]] = {
     "raw driver": {"color": _GREY, "linestyle": "--"},
     "the layer alone": {"color": _BLUE, "linestyle": "--"},
@@ -65,17 +71,22 @@ def _overhead(bars: Mapping[str, Mapping[str, float]], path: Path) -> None:
     figure, axes = plt.subplots()
     names = list(bars)[::-1]
     raw = [bars[name]["raw"] * 1e6 for name in names]
-    # The ratio is of pairs, which the two medians are not.
-    more = [max(one * (bars[name]["ratio"] - 1), 0) for name, one in zip(names, raw, strict=True)]
-    axes.barh(names, raw, color=_GREY, label="the driver alone, its parameter ready-made")
-    axes.barh(names, more, left=raw, color=_BLUE, label="through the layer")
-    for index, name in enumerate(names):
-        axes.annotate(
-            f" {bars[name]['ratio']:.2f} times", (raw[index] + more[index], index), va="center"
-        )
+    left = [0.0] * len(names)
+    before = [0.0] * len(names)
+    for part, (color, label) in _PARTS.items():
+        # The ratios are of pairs, which the medians of two are not.
+        ratios = [bars[name].get(part, 1.0) for name in names]
+        widths = [
+            max(0, one * (now - then)) for one, now, then in zip(raw, ratios, before, strict=True)
+        ]
+        axes.barh(names, widths, left=left, color=color, label=label)
+        left = [one + width for one, width in zip(left, widths, strict=True)]
+        before = ratios
+    for index, (name, end) in enumerate(zip(names, left, strict=True)):
+        axes.annotate(f" {bars[name]['ours']:.2f} times", (end, index), va="center")
     axes.set(xlabel="client CPU for one job, in microseconds")
     axes.margins(x=0.18)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=4)
     _save(figure, path)
 
 

@@ -36,7 +36,8 @@ class Results:
         self.throughput: dict[str, dict[str, float]] = {}
         """Contestant -> batch size -> jobs a second."""
         self.overhead: dict[str, dict[str, float]] = {}
-        """Driver -> seconds of client CPU for one job, raw and through the layer, and their ratio."""
+        """Driver -> seconds of client CPU for one job, and how often they go into it with what the layer adds, part
+        by part: JSON made of the job, the plugin in place of the driver alone, and all of the layer."""
 
     def data(self) -> dict[str, Any]:
         """All of it, for a file."""
