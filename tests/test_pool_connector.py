@@ -13,7 +13,8 @@ from holding import Watch
 from procrastinate.exceptions import ConnectorException
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import _address, _url
+from procrastinate_extconn.kinds.kind import address_of
+from procrastinate_extconn.kinds.sqlalchemy import url
 
 
 class Pool(NamedTuple):
@@ -49,7 +50,7 @@ def engine(dsn: str) -> Iterator[Any]:
     """A SQLAlchemy engine."""
     from sqlalchemy import create_engine
 
-    engine = create_engine(_url(dsn, "psycopg"), pool_size=1, max_overflow=0)
+    engine = create_engine(url(dsn, "psycopg"), pool_size=1, max_overflow=0)
     yield engine
     engine.dispose()
 
@@ -68,7 +69,7 @@ async def asyncpg_pool(dsn: str) -> AsyncIterator[Any]:
     """A pool of asyncpg's."""
     import asyncpg
 
-    async with asyncpg.create_pool(**_address(dsn), min_size=1, max_size=1) as pool:
+    async with asyncpg.create_pool(**address_of(dsn), min_size=1, max_size=1) as pool:
         yield pool
 
 
@@ -77,7 +78,7 @@ async def async_engine(dsn: str) -> AsyncIterator[Any]:
     """An asynchronous SQLAlchemy engine."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    engine = create_async_engine(_url(dsn, "asyncpg"), pool_size=1, max_overflow=0)
+    engine = create_async_engine(url(dsn, "asyncpg"), pool_size=1, max_overflow=0)
     yield engine
     await engine.dispose()
 
