@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pluggy
@@ -59,7 +60,10 @@ class Plugins:
             name = f"{distribution.name if distribution else entry_point.module}:{name}"
         try:
             self.register(entry_point.load(), name)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it takes nothing else down
+        except KeyboardInterrupt:
+            raise
+        # Whatever it is, it takes nothing else down: a module may call sys.exit(), or a driver in Rust panic.
+        except BaseException as exc:  # noqa: BLE001
             reason = f"{type(exc).__name__}: {exc}"
             self.failures.append(Failure(name, distribution.name if distribution else None, reason))
         else:
@@ -83,9 +87,11 @@ class Plugins:
         :raises ValueError: if it, or another one of that name, is registered already.
         """
         name = name or _default_name(plugin)
+        taken = self._manager.get_name(plugin) or (self._manager.has_plugin(name) and name)
+        if taken:
+            raise ValueError(f"a plugin is registered as {taken!r} already")
         try:
-            if self._manager.register(plugin, name) is None:
-                raise ValueError(f"plugin {name!r} is blocked")
+            self._manager.register(plugin, name)
             self._validate(plugin, name)
         except pluggy.PluginValidationError:
             # Before 1.7, pluggy keeps what it refused.
@@ -115,13 +121,9 @@ class Plugins:
             )
         for caller in callers:
             for implementation in caller.get_hookimpls():
-                if implementation.plugin is plugin and inspect.iscoroutinefunction(
-                    implementation.function
-                ):
+                if implementation.plugin is plugin and (fault := _fault(implementation.function)):
                     raise pluggy.PluginValidationError(
-                        plugin,
-                        f"plugin {name!r}: hook {caller.name!r} is an async def, which would claim every "
-                        "connection; make it a def that returns the awaitable of an inner coroutine",
+                        plugin, f"plugin {name!r}: hook {caller.name!r} is {fault}"
                     )
 
     def unregister(self, plugin: object) -> None:
@@ -138,8 +140,11 @@ class Plugins:
 
     def names(self, hook: str = "execute_on_external") -> list[str]:
         """The names of the plugins that implement *hook*, in the order in which they are asked."""
-        implementations = reversed(getattr(self._manager.hook, hook).get_hookimpls())
-        return [one.plugin_name for one in implementations if one.plugin_name != _FALLBACK]
+        return [
+            one.plugin_name
+            for one in reversed(getattr(self._manager.hook, hook).get_hookimpls())
+            if one.plugin_name != _FALLBACK and not (one.wrapper or one.hookwrapper)
+        ]
 
     def get(self, name: str) -> object | None:
         """The plugin that is registered as *name*."""
@@ -155,6 +160,18 @@ class Plugins:
         first = (subject, name) not in self._warned
         self._warned.add((subject, name))
         return first
+
+
+def _fault(function: Callable[..., object]) -> str | None:
+    """What is wrong with an implementation of a hook that pluggy would call all the same."""
+    if inspect.iscoroutinefunction(function):
+        return (
+            "an async def, which would claim every connection; make it a def that returns the awaitable of an inner "
+            "coroutine"
+        )
+    if "self" in inspect.signature(function).parameters:
+        return "the method of a class; register an instance of that class"
+    return None
 
 
 def _default_name(plugin: object) -> str:

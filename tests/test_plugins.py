@@ -151,10 +151,11 @@ def test_an_entry_point_replaces_a_built_in(site: Site, dsn: str) -> None:
     [
         ("import a_driver_that_is_not_there", "ModuleNotFoundError: No module named 'a_driver"),
         ("raise OSError('libpq is missing')", "OSError: libpq is missing"),
+        ("import sys; sys.exit('run setup first')", "SystemExit: run setup first"),
         (SMALLEST.replace("external(", "extrenal("), "unknown hook 'execute_on_extrenal'"),
         ("", "plugin 'broken' implements no hook: is @hookimpl missing?"),
     ],
-    ids=["import", "exception", "hook", "empty"],
+    ids=["import", "exception", "exit", "hook", "empty"],
 )
 def test_a_plugin_that_fails_takes_nothing_else_down(site: Site, source: str, reason: str) -> None:
     """A plugin that cannot be loaded is left out with a warning: its name, where it is from, and why."""
@@ -222,10 +223,9 @@ def test_a_plugin_is_registered_once() -> None:
     """The same plugin, or another one of the same name, is refused."""
     driver = Driver("x")
     extconn.register(driver, "mine")
-    with pytest.raises(ValueError, match="mine"):
-        extconn.register(driver, "again")
-    with pytest.raises(ValueError, match="mine"):
-        extconn.register(Driver("y"), "mine")
+    for plugin, name in (driver, "again"), (Driver("y"), "mine"):
+        with pytest.raises(ValueError, match="^a plugin is registered as 'mine' already$"):
+            extconn.register(plugin, name)
 
 
 def test_only_what_is_registered_is_unregistered() -> None:
@@ -261,6 +261,13 @@ class Empty:
     def execute_on_external(self, conn: object, query: str, args: object) -> None: ...
 
 
+class Unmade:
+    """A plugin that is a class where an object of it was meant."""
+
+    @hookimpl
+    def execute_on_external(self, conn: object, query: str, args: object) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("plugin", "fault"),
     [
@@ -268,6 +275,7 @@ class Empty:
         (WrongArgument(), "hook 'execute_on_external'\n.*'qurey'"),
         (Async(), "hook 'execute_on_external' is an async def"),
         (Empty(), "implements no hook: is @hookimpl missing"),
+        (Unmade, "hook 'execute_on_external' is the method of a class"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -437,6 +445,16 @@ def test_an_unknown_object_is_refused_by_its_type() -> None:
         "documentation."
     )
     assert isinstance(caught.value, extconn.ExternalConnectionError)
+
+
+def test_who_only_looks_on_is_not_asked() -> None:
+    """A plugin of wrappers alone is neither named among those that were asked, nor thought to know an object."""
+    extconn.register(Tracer(), "tracer")
+    with pytest.raises(extconn.UnsupportedConnection) as caught:
+        answer(object())
+    assert "tracer" not in str(caught.value)
+    with pytest.raises(extconn.UnsupportedConnection):
+        extconn.describe(object())
 
 
 def test_a_dsn_is_refused_without_being_shown() -> None:
