@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import broken_plugins
@@ -14,7 +15,9 @@ import psycopg
 import pytest
 
 from procrastinate_extconn.kinds import kinds_of
-from procrastinate_extconn.testing import PluginContract, variant
+from procrastinate_extconn.testing import Held, PluginContract, variant
+from procrastinate_extconn.testing.contract.caller import Caller
+from procrastinate_extconn.testing.contract.database import Database
 from procrastinate_extconn.testing.server import VARIABLE, server_dsn
 
 PSYCOPG, *_ = kinds_of("psycopg")
@@ -43,6 +46,29 @@ class TestSQLAlchemyOnAsyncpg(PluginContract):
 
     kinds = tuple(kind for kind in kinds_of("sqlalchemy") if "asyncpg" in kind.requires)
     cannot_tell = ("failed",)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [(object(), "object"), ([{"id": 1}], "dicts"), (None, "none")],
+    ids=["cursor", "dicts", "none"],
+)
+async def test_an_author_hears_what_execute_should_give(given: object, what: str) -> None:
+    """A `Held.execute` that gives no tuples is told from a plugin that breaks the contract."""
+    held = Held(None, lambda query: given, *[lambda: None] * 2)
+    caller = Caller(PSYCOPG, held, cast("Database", None), ())
+    with pytest.raises(
+        AssertionError, match=f"`Held.execute` should return the rows as tuples, .* gave {what}$"
+    ):
+        await caller.value("SELECT 1")
+
+
+@pytest.mark.parametrize("given", [{}, {"kinds": PSYCOPG}], ids=["none", "no-tuple"])
+def test_an_author_hears_what_kinds_should_be(given: dict[str, Any]) -> None:
+    """A test class without kinds, or with a kind that is not in a tuple, says what it lacks."""
+    contract: Any = type("TestMine", (PluginContract,), given)()
+    with pytest.raises(pytest.UsageError, match="^TestMine.kinds should be a tuple of `Kind`$"):
+        contract.pytest_generate_tests(SimpleNamespace(fixturenames=["kind"]))
 
 
 CLAUSES = [name for name in dir(broken_plugins.TestBroken) if name.startswith("test_")]

@@ -50,7 +50,10 @@ class PluginContract(
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "kind" in metafunc.fixturenames:
-            metafunc.parametrize("kind", [_parameter(kind) for kind in self.kinds])
+            kinds = getattr(self, "kinds", None)
+            if kinds is None or isinstance(kinds, Kind):
+                raise pytest.UsageError(f"{type(self).__name__}.kinds should be a tuple of `Kind`")
+            metafunc.parametrize("kind", [_parameter(kind) for kind in kinds])
 
 
 def _parameter(kind: Kind) -> object:

@@ -18,6 +18,8 @@ from .database import Database
 
 TASK = "contract.task"
 
+_NOT_ROWS = "`Held.execute` should return the rows as tuples, and [] where there are none: it gave {}"
+
 
 def new_job(
     task_kwargs: Mapping[str, Any] | None = None,
@@ -61,11 +63,22 @@ class Caller:
 
     async def execute(self, query: str) -> list[tuple[Any, ...]]:
         """Run SQL as the connection's owner does."""
-        return [tuple(row) for row in await done(self._held.execute(query)) or ()]
+        rows = await done(self._held.execute(query))
+        if rows is None:
+            return []
+        try:
+            [*found] = rows
+        except Exception as exc:
+            raise AssertionError(_NOT_ROWS.format(type(rows).__name__)) from exc
+        for row in found:
+            assert not isinstance(row, dict), _NOT_ROWS.format("dicts")
+        return [tuple(row) for row in found]
 
     async def value(self, query: str) -> Any:
         """The first column of the first row, as the connection's owner gets it."""
-        return (await self.execute(query))[0][0]
+        rows = await self.execute(query)
+        assert rows, _NOT_ROWS.format("none")
+        return rows[0][0]
 
     async def commit(self) -> None:
         await done(self._held.commit())
