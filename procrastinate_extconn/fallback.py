@@ -21,7 +21,7 @@ KNOWN = {
     ),
     "tortoise": ("tortoise.backends.base.client.BaseDBAsyncClient",),
     "piccolo": ("piccolo.engine.postgres.PostgresTransaction", "piccolo.engine.Engine"),
-    "peewee": ("peewee.PostgresqlDatabase",),
+    "peewee": ("peewee.PostgresqlDatabase", "peewee.DatabaseProxy"),
 }
 """The drivers whose plugin is a package of its own, by the classes that give them away."""
 

@@ -67,7 +67,7 @@ async def test_an_author_hears_what_execute_should_give(given: object, what: str
 def test_an_author_hears_what_kinds_should_be(given: dict[str, Any]) -> None:
     """A test class without kinds, or with a kind that is not in a tuple, says what it lacks."""
     contract: Any = type("TestMine", (PluginContract,), given)()
-    with pytest.raises(pytest.UsageError, match="^TestMine.kinds should be a tuple of `Kind`$"):
+    with pytest.raises(pytest.UsageError, match="kinds should be a tuple"):
         contract.pytest_generate_tests(SimpleNamespace(fixturenames=["kind"]))
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import pluggy
 import psycopg
 import pytest
-from holding import AsyncFakeConnection, FakeConnection, FakeDriver
+from holding import AsyncFakeConnection, FakeConnection, FakeDriver, hold
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector, hookimpl
 from procrastinate_extconn import plugins as plugins_module
 from procrastinate_extconn.exceptions import PluginWarning
-from procrastinate_extconn.plugins import plugins
+from procrastinate_extconn.fallback import KNOWN, Fallback
+from procrastinate_extconn.kinds import kinds_of
+from procrastinate_extconn.plugins import BUILT_IN, plugins
 
 SMALLEST = """
     from procrastinate_extconn import hookimpl
@@ -224,7 +226,7 @@ def test_a_plugin_is_registered_once() -> None:
     driver = Driver("x")
     extconn.register(driver, "mine")
     for plugin, name in (driver, "again"), (Driver("y"), "mine"):
-        with pytest.raises(ValueError, match="^a plugin is registered as 'mine' already$"):
+        with pytest.raises(ValueError, match="is registered as 'mine' already"):
             extconn.register(plugin, name)
 
 
@@ -478,3 +480,14 @@ def test_a_known_driver_without_its_plugin_names_the_package(
         "procrastinate-extconn does not support external connections of type asyncpg.connection.Connection: "
         "no plugin takes it (asked: sqlalchemy, psycopg). Run `pip install procrastinate-extconn-asyncpg`."
     )
+
+
+@pytest.mark.parametrize("driver", KNOWN)
+def test_each_driver_without_its_plugin_is_told_what_to_install(driver: str, dsn: str) -> None:
+    """Whatever is passed of a driver's, the error is the line that installs its plugin."""
+    for kind in kinds_of(driver):
+        if kind.missing():
+            pytest.skip(f"not installed: {', '.join(kind.missing())}")
+        with hold(kind, dsn) as external:
+            refusal = str(Fallback(lambda: list(BUILT_IN)).refusal(external.conn))
+        assert f"Run `pip install procrastinate-extconn-{driver}`." in refusal, kind.id

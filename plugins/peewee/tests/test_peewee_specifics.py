@@ -19,6 +19,7 @@ from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
+from procrastinate_extconn.fallback import Fallback
 from procrastinate_extconn.testing.contract.database import Database
 
 
@@ -141,6 +142,13 @@ def test_proxy(db: Any, driver: str, database: Database, ship: Any) -> None:
         assert extconn.describe(proxy) == (driver, "peewee", False, "in_transaction")
         ship.configure(connection=proxy).defer()
     assert len(database.jobs()) == 1
+
+
+def test_install_line(db: Any) -> None:
+    """Without the plugin, a database and a proxy for one get the line that installs it."""
+    for conn in (db, peewee.DatabaseProxy()):
+        refusal = Fallback(lambda: ["psycopg"]).refusal(conn)
+        assert "`pip install procrastinate-extconn-peewee`" in str(refusal)
 
 
 def test_refusals(db: Any, ship: Any) -> None:

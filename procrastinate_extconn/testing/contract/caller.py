@@ -18,7 +18,9 @@ from .database import Database
 
 TASK = "contract.task"
 
-_NOT_ROWS = "`Held.execute` should return the rows as tuples, and [] where there are none: it gave {}"
+_NOT_ROWS = (
+    "`Held.execute` should return the rows as tuples, and [] where there are none: it gave {}"
+)
 
 
 def new_job(
