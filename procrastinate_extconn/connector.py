@@ -80,7 +80,7 @@ class ExternalConnector(OneBodyConnector):
         return rows if is_async else finish(rows)
 
     # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
-    # quotes parameters, would be its context.
+    # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
 
     def _send(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, isolated: bool = False
@@ -99,7 +99,10 @@ class ExternalConnector(OneBodyConnector):
                 return self._receive(result, arguments, isolated=isolated)
             _discard(result)
             error = self._mismatch(is_async=is_async)
-        raise error
+        try:
+            raise error
+        finally:
+            del error
 
     async def _receive(
         self, result: Awaitable[Rows], arguments: dict[str, Any], *, isolated: bool
@@ -110,7 +113,10 @@ class ExternalConnector(OneBodyConnector):
             error = self._translated(exc, arguments, isolated=isolated)
         else:
             return wire.decode(rows, self.json_loads)
-        raise error
+        try:
+            raise error
+        finally:
+            del error
 
     async def _send_isolated(
         self, query: str, arguments: dict[str, Any], *, is_async: bool

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -207,3 +210,22 @@ def test_a_read_only_transaction_is_explained(conn: psycopg.Connection[Any], tas
     conn.read_only = True
     with pytest.raises(ConnectorException, match=r"\(SQLSTATE 25006\).*read-only"):
         task.configure(connection=conn).defer()
+
+
+def test_an_error_holds_no_connection(dsn: str, task: Any) -> None:
+    """Once the error is dealt with, nothing keeps the connection in memory until Python collects its garbage."""
+
+    class Connection(psycopg.Connection[Any]):
+        """One that a weak reference can follow."""
+
+    conn = Connection.connect(dsn)
+    with conn, contextlib.suppress(ConnectorException):
+        ExternalConnector(conn).execute_query_all("SELECT 1")
+        ExternalConnector(conn).execute_query_all("SELECT 1 / 0")
+    reference = weakref.ref(conn)
+    gc.disable()
+    try:
+        del conn
+        assert reference() is None
+    finally:
+        gc.enable()

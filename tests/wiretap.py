@@ -59,8 +59,12 @@ class Wiretap:
 
     def _relay(self, client: socket.socket) -> None:
         # Either side may go at any time, as a connection that is not closed does with its program.
-        with client, self._connect() as server, contextlib.suppress(OSError, EOFError):
-            source = client.makefile("rb")
+        with (
+            client,
+            client.makefile("rb") as source,
+            self._connect() as server,
+            contextlib.suppress(OSError, EOFError),
+        ):
             start = _body(source)
             while int.from_bytes(start[:4], "big") in _ENCRYPTION:
                 client.sendall(b"N")
