@@ -39,6 +39,22 @@ def command_line(
     )
 
 
+def on_a_terminal(*args: str, **environment: str) -> str:
+    """What the command prints where a person sees it."""
+    ours, theirs = pty.openpty()
+    environment = {"TERM": "xterm-256color", "COLUMNS": "80", **environment}
+    without = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    with subprocess.Popen(
+        [sys.executable, "-c", MAIN, *args], env=without | environment, stdout=theirs
+    ):
+        os.close(theirs)
+        output = b""
+        while chunk := _read(ours):
+            output += chunk
+    os.close(ours)
+    return output.decode()
+
+
 @pytest.mark.parametrize("name", ["click", "rich"])
 def test_without_the_extra(name: str) -> None:
     """Without click or rich, one line says what to install."""
@@ -106,24 +122,21 @@ class TestCommand:
         assert result.output.startswith("Usage: procrastinate-extconn")
 
     @pytest.mark.parametrize("setting", [{}, {"NO_COLOR": "1"}])
-    def test_colours_on_a_terminal(
-        self, setting: dict[str, str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_colours_on_a_terminal(self, setting: dict[str, str]) -> None:
         """There are colours on a terminal, unless NO_COLOR says no."""
-        ours, theirs = pty.openpty()
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        with subprocess.Popen(
-            [sys.executable, "-c", MAIN, "doctor", "--dsn=host=127.0.0.1 port=1"],
-            env=os.environ | {"TERM": "xterm-256color"} | setting,
-            stdout=theirs,
-        ):
-            os.close(theirs)
-            output = b""
-            while chunk := _read(ours):
-                output += chunk
-        os.close(ours)
-        assert "problem" in output.decode()
-        assert bool(COLOUR.search(output.decode())) is not bool(setting)
+        output = on_a_terminal("doctor", "--dsn=host=127.0.0.1 port=1", **setting)
+        assert "problem" in output
+        assert bool(COLOUR.search(output)) is not bool(setting)
+
+    def test_plugins_on_a_narrow_terminal(self) -> None:
+        """No name is cut short there, and nothing is as wide as to be wrapped."""
+        output = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal("plugins"))
+        lines = [line.rstrip() for line in output.splitlines()]
+        assert max(map(len, lines)) <= 80
+        assert "…" not in output
+        for name, distribution in plugins().distributions.items():
+            [at] = [n for n, line in enumerate(lines) if re.match(rf" ?\d+  {name}  ", line)]
+            assert f"{distribution.name} {distribution.version}" in " ".join(lines[at : at + 4])
 
     def test_no_colours_elsewhere(self) -> None:
         """There are none in a pipe, and no sentence is folded there."""
@@ -170,7 +183,7 @@ class TestCommand:
         result = command_line("plugins", PYTHONPATH=str(tmp_path))
         assert result.returncode == 1
         reason = "ModuleNotFoundError: No module named 'a_driver_that_is_not_there'"
-        assert f"Left out: broken, of extconn-broken: {reason}\n" in result.stdout
+        assert f"\nLeft out:\n\n    broken, of extconn-broken: {reason}\n" in result.stdout
         assert result.stderr == ""
         result = command_line("plugins", "--json", PYTHONPATH=str(tmp_path))
         assert result.returncode == 1

@@ -213,11 +213,19 @@ def test_password(server: TemporaryServer) -> None:
     """A password that is wrong, or not given at all, is what is wrong, and does not show."""
     result = run("--dsn", make_conninfo(server.dsn(), password="geheim"))
     assert result.exit_code == 1
-    assert "-> check user and password" in result.output
+    assert "-> check user, password and database" in result.output
     assert "geheim" not in result.output
     status, found = examine(f"postgresql://postgres@127.0.0.1:{server.port}/postgres")
     assert status == 1
     assert "give a password" in found["server"]["fix"]
+
+
+def test_no_such_database(server: TemporaryServer) -> None:
+    """Where the database does not exist, that is what is wrong, and not the password, which was right."""
+    status, found = examine(make_conninfo(server.dsn(), dbname="shop"))
+    assert status == 1
+    assert "name the database" in found["server"]["fix"]
+    assert "PGPASSWORD" not in found["server"]["fix"]
 
 
 def test_privileges(server: TemporaryServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich import box
@@ -16,7 +16,14 @@ BOX = box.SIMPLE_HEAD
 _UNFOLDED = 1000
 """The width of what is no terminal: who searches a log finds a sentence on one line."""
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+C = TypeVar("C", bound=Callable[..., None])
+
+
+def as_json(command: C) -> C:
+    """Give *command* the option ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(
+        command
+    )
 
 
 def stdout() -> Console:

@@ -18,5 +18,6 @@ def cli() -> None:
     """
 
 
-for command in (demo, plugins, doctor):
-    cli.add_command(command)
+cli.add_command(demo)
+cli.add_command(plugins)
+cli.add_command(doctor)

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
+import warnings
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from .. import plugins as installed
+from ..exceptions import PluginWarning
 from ..fallback import KNOWN, install_line
 from ..plugins import BUILT_IN, Plugins
 from . import console
-from .installation import DISTRIBUTION, loaded_plugins, version
+
+DISTRIBUTION = "procrastinate-extconn"
+
+
+def version() -> str:
+    """Ours."""
+    return importlib.metadata.version(DISTRIBUTION)
+
+
+def loaded_plugins() -> Plugins:
+    """The plugins. What could not be loaded is told by who asks, not by a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)
+        return installed.plugins()
 
 
 @click.command()
@@ -65,17 +83,19 @@ def _takes(plugin: object) -> str | None:
 def _print(
     out: Console, loaded: Plugins, asked: list[dict[str, Any]], not_installed: dict[str, str]
 ) -> None:
-    table = Table("asked", "plugin", "distribution", "what it takes", box=console.BOX)
+    table = Table.grid("", "", "", padding=(0, 2, 0, 0))
     for number, plugin in enumerate(asked, start=1):
-        source = f"{plugin['distribution']} {plugin['version']}"
-        table.add_row(str(number), plugin["name"], source, plugin["takes"] or "it does not say")
+        text = Text(plugin["takes"] or "It does not say what it takes.")
+        source = f"{plugin['distribution']} {plugin['version']}" if plugin["distribution"] else ""
+        text.append(f"\n{source}", style="dim")
+        table.add_row(f"{number:>2}", Text(plugin["name"], "bold"), text)
+    out.print("Asked in this order:\n", style="bold")
     out.print(table)
     if not_installed:
-        out.print("Not installed:", style="dim")
+        out.print("\nNot installed:\n", style="bold")
     for name, line in not_installed.items():
-        out.print(f"  {name}: {line}", style="dim")
+        out.print(f"    {name}: {line}", style="dim")
+    if loaded.failures:
+        out.print("\nLeft out:\n", style="bold red")
     for failure in loaded.failures:
-        out.print(
-            f"Left out: {failure.name}, of {failure.distribution}: {failure.reason}",
-            style="bold red",
-        )
+        out.print(f"    {failure.name}, of {failure.distribution}: {failure.reason}", style="red")

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..embedded import ServerError
-from ..fallback import install_line
-from ..kinds import KINDS, Kind
-from . import console
+from ...embedded import ServerError
+from ...fallback import install_line
+from ...kinds import KINDS, Kind
+from .. import console
+from ..server_address import ServerAddress
 from .demonstration import Demonstration, Outcome
 from .interrupts import Interrupts
-from .server_address import ServerAddress
 from .workspace import NotRemoved, on_server, own_server
 
 _CODE = """\

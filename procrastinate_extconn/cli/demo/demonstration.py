@@ -11,8 +11,8 @@ import procrastinate
 import psycopg
 from procrastinate.jobs import Status
 
-from .. import patching
-from ..kinds import Held, Kind, done, run
+from ... import patching
+from ...kinds import Held, Kind, done, run
 from .workspace import Workspace
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ..embedded import TemporaryServer
+from ...embedded import TemporaryServer
+from ..server_address import ServerAddress
 from .interrupts import Interrupts
-from .server_address import ServerAddress
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import psycopg
 from procrastinate import sql
 from procrastinate.schema import SchemaManager
 
+from ..server_address import ServerAddress
 from .findings import Finding
-from .server_address import ServerAddress
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -31,8 +31,10 @@ def unreachable(exc: psycopg.Error, address: ServerAddress) -> Finding:
         )
     elif pgconn is not None and pgconn.needs_password:
         fix = "give a password: PGPASSWORD, or a password file"
+    elif f'database "{address.get("dbname")}" does not exist' in reason:
+        fix = "name the database that your app uses: --dsn, or PGDATABASE; createdb makes a new one"
     elif pgconn is not None and pgconn.used_password:
-        fix = "check user and password: PGUSER, PGPASSWORD, the password file, or --dsn"
+        fix = "check user, password and database: PGUSER, PGPASSWORD, PGDATABASE, the password file, or --dsn"
     else:
         fix = "see that the server runs and is reached there: --dsn, or PGHOST, PGPORT, PGDATABASE and PGUSER"
     return Finding("server", "problem", f"no connection to {address}: {reason}", fix)

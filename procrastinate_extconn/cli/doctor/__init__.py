@@ -10,13 +10,14 @@ import psycopg
 from rich.table import Table
 from rich.text import Text
 
-from ..kinds import KINDS
-from . import console
+from ...kinds import KINDS
+from .. import console
+from ..plugins import DISTRIBUTION, version
+from ..server_address import ServerAddress
 from .findings import Finding
-from .installation import DISTRIBUTION, interface, plugin_findings, version
+from .installation import interface, plugin_findings
 from .pooling import pooler
 from .server import Server, unreachable
-from .server_address import ServerAddress
 from .trials import Trials, autocommit
 
 _STYLES = {"ok": "green", "hint": "yellow", "skipped": "dim", "problem": "bold red"}

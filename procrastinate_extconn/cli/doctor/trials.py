@@ -8,10 +8,10 @@ from typing import NamedTuple
 import procrastinate
 import psycopg
 
-from .. import patching, server_errors
-from ..kinds import Held, Kind, done, run
+from ... import patching, server_errors
+from ...kinds import Held, Kind, done, run
+from ..server_address import ServerAddress
 from .findings import Finding, Status
-from .server_address import ServerAddress
 
 _LEFT_TO_THEMSELVES = ("asyncpg", "aiopg", "psqlpy", "django", "peewee")
 """The plugins whose connections commit each statement, until somebody opens a transaction."""

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import warnings
 from collections.abc import Iterator
 
 from procrastinate.connector import BaseConnector
 
-from .. import patching
-from ..exceptions import PluginWarning
-from ..plugins import Plugins, plugins
+from ... import patching
+from ..plugins import loaded_plugins
 from .findings import Finding
-
-DISTRIBUTION = "procrastinate-extconn"
-
-
-def version() -> str:
-    """Ours."""
-    return importlib.metadata.version(DISTRIBUTION)
 
 
 def interface() -> Finding:
@@ -40,13 +31,6 @@ def interface() -> Finding:
     if "execute_query_one_with_connection" not in methods and not keyword:
         text += "; cancelling and asking for a status on a connection came with 3.10"
     return Finding("procrastinate", "ok", text)
-
-
-def loaded_plugins() -> Plugins:
-    """The plugins. What could not be loaded is told by who asks, not by a warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)
-        return plugins()
 
 
 def plugin_findings() -> Iterator[Finding]:
