@@ -51,18 +51,18 @@ class Cluster:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self.settings = settings
-        self.data = folder / "data"
-        self.log = folder / "log"
-        self.password_file = folder / "password"
-        self.pid_file = self.data / "postmaster.pid"
-        self.bin_dir = Path(settings["bin_dir"])
+        self.data: Path = folder / "data"
+        self.log: Path = folder / "log"
+        self.password_file: Path = folder / "password"
+        self.pid_file: Path = self.data / "postmaster.pid"
+        self.bin_dir: Path = Path(settings["bin_dir"])
         # Below the range from which systems take ports for outgoing connections: there, a client
         # that waits for its server to come back can be connected to itself.
-        self.ports = random.sample(range(10_000, 32_768), k=10)
+        self.ports: list[int] = random.sample(range(10_000, 32_768), k=10)
         self.server: subprocess.Popen[bytes] | None = None
         self.uid: int | None = None
         self.gid: int | None = None
-        self.libc = ctypes.CDLL(None)
+        self.libc: ctypes.CDLL = ctypes.CDLL(None)
         if sys.platform == "linux":  # a killed server's children become ours, to be waited for
             self.libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
 

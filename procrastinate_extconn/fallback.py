@@ -9,7 +9,7 @@ from .classes import Classes
 from .exceptions import UnsupportedConnection
 from .hookspecs import Value, hookimpl
 
-KNOWN = {
+KNOWN: dict[str, tuple[str, ...]] = {
     "asyncpg": ("asyncpg.Connection", "asyncpg.pool.PoolConnectionProxy", "asyncpg.Pool"),
     "psycopg2": ("psycopg2.extensions.connection", "psycopg2.pool.AbstractConnectionPool"),
     "aiopg": ("aiopg.Connection", "aiopg.Pool"),

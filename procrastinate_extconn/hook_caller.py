@@ -12,7 +12,7 @@ from .fallback import type_name
 
 R = TypeVar("R")
 
-logger = logging.getLogger("procrastinate_extconn")
+logger: logging.Logger = logging.getLogger("procrastinate_extconn")
 
 _REMEMBERED = 512
 

@@ -16,8 +16,8 @@ import pluggy
 PROJECT_NAME = "procrastinate_extconn"
 """Pluggy's project name, and the entry-point group in which plugins are found."""
 
-hookspec = pluggy.HookspecMarker(PROJECT_NAME)
-hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT_NAME)
 
 Value: TypeAlias = "bool | int | float | str | datetime | Sequence[int] | Sequence[str] | None"
 """All that a plugin is ever asked to bind. JSON and job records are text already, and the query casts them."""

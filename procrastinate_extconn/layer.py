@@ -33,4 +33,4 @@ class Layer:
         return self.installed or bool(self.patched) or bool(self.built_in)
 
 
-layer = Layer()
+layer: Layer = Layer()

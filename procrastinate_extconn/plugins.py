@@ -39,11 +39,13 @@ class Plugins:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
-        self.execute = HookCaller[Any](self._manager, "execute_on_external")
+        self.execute: HookCaller[Any] = HookCaller(self._manager, "execute_on_external")
         """What the first plugin that takes the connection returns for the query."""
-        self.describe = HookCaller[Description | None](self._manager, "describe_external")
+        self.describe: HookCaller[Description | None] = HookCaller(
+            self._manager, "describe_external"
+        )
         """What the first plugin that knows the connection says of it; None if no plugin that describes knows it."""
-        self.connect = HookCaller[Any](self._manager, "connect_external")
+        self.connect: HookCaller[Any] = HookCaller(self._manager, "connect_external")
         """A context manager from the first plugin that takes the pool, or None."""
         self._warned: set[tuple[str, str]] = set()
         self.distributions: dict[str, importlib.metadata.Distribution] = {}

@@ -25,7 +25,7 @@ from procrastinate.worker import Worker
 from . import patching
 from .exceptions import ExternalConnectionError
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 ROW = """\
 SELECT CAST(status AS text) AS status, attempts, worker_id

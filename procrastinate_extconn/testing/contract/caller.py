@@ -56,7 +56,7 @@ class Caller:
         self, kind: Kind, held: Held, database: Database, cannot_tell: Sequence[str]
     ) -> None:
         self.kind = kind
-        self.conn = held.conn
+        self.conn: Any = held.conn
         self.database = database
         self.cannot_tell = cannot_tell
         self._held = held

@@ -39,7 +39,7 @@ class Database:
     def __init__(self, server: str) -> None:
         self._server = server
         self._name = f"extconn_contract_{secrets.token_hex(6)}"
-        self.dsn = database_dsn(server, self._name)
+        self.dsn: str = database_dsn(server, self._name)
         with psycopg.connect(server, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._name)))
             conn.execute(
@@ -48,10 +48,12 @@ class Database:
         with psycopg.connect(self.dsn) as conn:
             conn.execute(SchemaManager.get_schema().encode())
             conn.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
-        self.witness = psycopg.connect(self.dsn, autocommit=True)
+        self.witness: psycopg.Connection = psycopg.connect(self.dsn, autocommit=True)
         self._notified: list[psycopg.Notify] = []
         self.witness.add_notify_handler(self._notified.append)
-        self.native = SyncPsycopgConnector(conninfo=self.dsn, min_size=1, max_size=1)
+        self.native: SyncPsycopgConnector = SyncPsycopgConnector(
+            conninfo=self.dsn, min_size=1, max_size=1
+        )
         """Procrastinate's own connector, which every plugin is compared with."""
         self.native.open()
 

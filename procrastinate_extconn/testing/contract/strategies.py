@@ -27,7 +27,7 @@ HOSTILE = (
 
 # A connection for each example: few examples, each of them with much in it. The failure names the field that differs,
 # so that nothing is gained from minutes of shrinking.
-few = settings(
+few: settings = settings(
     max_examples=15,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
@@ -42,11 +42,12 @@ BIGINT = 2**63
 _ZONES = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 
 # PostgreSQL stores neither NUL nor lone surrogates.
-text = st.sampled_from(HOSTILE) | st.text(
+text: st.SearchStrategy[str] = st.sampled_from(HOSTILE) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 )
-instants = st.datetimes(datetime(1900, 1, 1), datetime(2999, 1, 1), timezones=_ZONES)  # noqa: DTZ001
-floats = st.floats(allow_nan=False, allow_infinity=False)
+_YEARS = datetime(1900, 1, 1), datetime(2999, 1, 1)  # noqa: DTZ001
+instants: st.SearchStrategy[datetime] = st.datetimes(*_YEARS, timezones=_ZONES)
+floats: st.SearchStrategy[float] = st.floats(allow_nan=False, allow_infinity=False)
 _json = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**40), 10**40) | floats | text,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
