@@ -164,6 +164,8 @@ def _print_not_installed(out: Console) -> None:
         out.print("Not installed here:", style="dim")
     for line, kinds in not_installed.items():
         out.print(f"  {', '.join(kind.id for kind in kinds)}: {line}", style="dim")
+    if not_installed:
+        out.print()
 
 
 def _not_installed() -> dict[str, list[Kind]]:
@@ -182,7 +184,7 @@ def _not_installed() -> dict[str, list[Kind]]:
 def _print_happy_end(out: Console, number: int) -> None:
     # A paragraph is a line: a terminal folds it where it ends.
     out.print(
-        f"\n{number} orders were committed, and their jobs with them: nobody saw either too soon, and the worker ran "
+        f"{number} orders were committed, and their jobs with them: nobody saw either too soon, and the worker ran "
         f"each job once. {number} more were rolled back, and it is as if their jobs had never been.\n"
         "No outbox table, no relay, no job for an order that does not exist: the job was part of the transaction.\n"
     )
