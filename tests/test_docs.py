@@ -1,9 +1,10 @@
-"""What the documentation shows is what happens.
+"""What the documentation shows is what happens, and all of it is run.
 
-A fenced block marked ``python`` is a whole program. It connects by ``PGHOST``, ``PGDATABASE`` and
-the like to a database with Procrastinate's schema and a table ``orders (id bigint primary key)``.
-Where "It prints:" and a ``text`` block follow, that is its output. A fragment that cannot run on
-its own is a ``{code-block} python`` instead.
+Python stands on a page in two ways. A fenced block marked ``python`` is a whole program. It connects by ``PGHOST``,
+``PGDATABASE`` and the like to a database with Procrastinate's schema and a table ``orders (id bigint primary key)``.
+Where "It prints:" and a ``text`` block follow, that is its output. Everything else is included from a file in
+``docs/examples``: a test file is run here, an application by `test_examples`, the plugin by `test_write_a_plugin`.
+A page with Python of any other kind, a fragment that nobody runs, fails `test_no_fragment_is_left`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,16 +26,26 @@ from procrastinate_extconn import drivers, hookspecs, testing
 
 SPEC_MARK = f"{hookspecs.PROJECT_NAME}_spec"
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+TEST_FILES = sorted((DOCS / "examples").glob("test_*.py"))
 
 EXAMPLE = re.compile(
     r"^```python\n(?P<code>.*?)^```$(\s+It prints:\s+^```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
 
+BLOCK = re.compile(
+    r"^(?P<opening> *(?P<fence>`{3,}|~{3,}|:{3,}).*)\n(.*\n)*? *(?P=fence) *$", re.MULTILINE
+)
+RUN_OR_NOT_PYTHON = re.compile(
+    r"```(python|console|text|sql|\{(toctree|eval-rst|image|include)\}.*"
+    r"|\{literalinclude\} \.\./examples/(\w+/.*|test_\w+\.py))"
+)
 
-def examples() -> list[object]:
-    """Each example as a parameter, named by where it stands."""
+
+def programs() -> list[object]:
+    """Each program on a page as a parameter, named by where it stands."""
     return [
         pytest.param(
             example["code"],
@@ -70,27 +82,54 @@ def environ(dsn: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("code", "output"), examples())
-def test_example_runs(
-    code: str, output: str | None, environ: dict[str, str], tmp_path: Path
-) -> None:
-    """An example of the documentation runs without an error or a warning, and prints what the page says."""
-    if missing := missing_modules(code):
-        pytest.skip(f"not installed: {', '.join(sorted(missing))}")
-    program = tmp_path / "example.py"
-    program.write_text(code, encoding="utf-8")
-    result = subprocess.run(
-        [sys.executable, "-W", "error", program],
-        capture_output=True,
-        env=environ,
-        cwd=tmp_path,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+@pytest.fixture
+def run(environ: dict[str, str], tmp_path: Path) -> Callable[..., str]:
+    """Run code in a file of its own, where a warning is an error, and return what it prints."""
+
+    def run(code: str, *options: str) -> str:
+        if missing := missing_modules(code):
+            pytest.skip(f"not installed: {', '.join(sorted(missing))}")
+        (tmp_path / "test_example.py").write_text(code, encoding="utf-8")
+        result = subprocess.run(
+            [sys.executable, "-W", "error", *options, "test_example.py"],
+            capture_output=True,
+            env=environ,
+            cwd=tmp_path,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(("code", "output"), programs())
+def test_program_runs(code: str, output: str | None, run: Callable[..., str]) -> None:
+    """A program on a page runs without an error or a warning, and prints what the page says."""
+    printed = run(code)
     if output is not None:
-        assert result.stdout == output
+        assert printed == output
+
+
+@pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
+def test_test_file_passes(file: Path, run: Callable[..., str]) -> None:
+    """A test file that pages show passes, with nothing skipped."""
+    loop_scope = (
+        "asyncio_default_fixture_loop_scope=function"  # pytest-asyncio warns where it is unset
+    )
+    printed = run(file.read_text(encoding="utf-8"), "-m", "pytest", "-o", loop_scope)
+    assert " passed" in printed
+    assert "skipped" not in printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_fragment_is_left(page: Path) -> None:
+    """All Python on a page is a program, or comes from a file that is run."""
+    blocks = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    openings = [block["opening"] for block in blocks]
+    assert [one for one in openings if not RUN_OR_NOT_PYTHON.fullmatch(one)] == []
 
 
 @pytest.mark.parametrize(
@@ -104,7 +143,7 @@ def test_example_runs(
 )
 def test_name_is_in_the_reference(name: str) -> None:
     """The reference has an entry for each public name and each hook."""
-    reference = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    reference = (DOCS / "reference.md").read_text(encoding="utf-8")
     assert re.search(rf"^\.\. auto\w+:: {name}$", reference, re.MULTILINE)
 
 

@@ -24,7 +24,7 @@ class Example(NamedTuple):
     """An application, and the commands that its first page tells people to run."""
 
     name: str
-    requires: str
+    requires: tuple[str, ...]
     prepare: tuple[str, ...]
     serve: tuple[str, ...]
     work: tuple[str, ...]
@@ -35,21 +35,28 @@ _PROCRASTINATE = ("-m", "procrastinate", "--app=shop.queue")
 ALL = [
     Example(
         "fastapi",
-        "fastapi",
+        ("fastapi", "sqlalchemy"),
+        (*_PROCRASTINATE, "schema", "--apply"),
+        ("-m", "uvicorn", "shop:api", "--port"),
+        (*_PROCRASTINATE, "worker", "--one-shot"),
+    ),
+    Example(
+        "fastapi_asyncpg",
+        ("fastapi", "procrastinate_extconn_asyncpg"),
         (*_PROCRASTINATE, "schema", "--apply"),
         ("-m", "uvicorn", "shop:api", "--port"),
         (*_PROCRASTINATE, "worker", "--one-shot"),
     ),
     Example(
         "flask",
-        "flask",
+        ("flask", "sqlalchemy"),
         (*_PROCRASTINATE, "schema", "--apply"),
         ("-m", "flask", "--app", "shop", "run", "--port"),
         (*_PROCRASTINATE, "worker", "--one-shot"),
     ),
     Example(
         "django",
-        "procrastinate_extconn_django",
+        ("procrastinate_extconn_django",),
         ("manage.py", "migrate"),
         ("manage.py", "runserver", "--noreload"),
         ("manage.py", "procrastinate", "worker", "--one-shot"),
@@ -129,7 +136,8 @@ class Shop:
 def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Iterator[Shop]:
     """Every example application, on a database where it has made its tables, being served."""
     example: Example = request.param
-    pytest.importorskip(example.requires)
+    for module in example.requires:
+        pytest.importorskip(module)
     shop = Shop(example, empty_dsn)
     shop.run(*example.prepare)
     with shop.serve():
@@ -150,3 +158,11 @@ def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) ->
         assert conn.execute(query).fetchall() == [({"order_id": 1}, "succeeded")]
         shop.work()
         assert conn.execute("SELECT count(*) FROM shop_confirmation").fetchone() == (1,)
+
+
+def test_every_application_is_run() -> None:
+    """An application in the examples is one that these tests run, or the plugin, which has a test of its own."""
+    folders = {
+        path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
+    }
+    assert folders == {"plugin", *(example.name for example in ALL)}

@@ -8,8 +8,10 @@ $ PYTHONPATH=. procrastinate --app=shop.queue worker
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import procrastinate
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from sqlalchemy import ForeignKey, create_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -56,6 +58,13 @@ web = Flask(__name__)
 Base.metadata.create_all(engine)
 
 
+@web.before_request
+def begin() -> None:
+    """One request, one transaction: every job deferred meanwhile is part of it."""
+    g.block = ExitStack()
+    g.block.enter_context(extconn.using(session))
+
+
 @web.after_request
 def commit(response: Response) -> Response:
     """Commit what succeeded before the response is sent, so that a 201 is true."""
@@ -67,14 +76,19 @@ def commit(response: Response) -> Response:
 @web.teardown_request
 def end(exception: BaseException | None) -> None:
     """Roll back what is left."""
+    g.block.close()
     session.remove()
 
 
 @web.post("/orders/<int:order_id>")
 def create_order(order_id: int) -> tuple[dict[str, object], int]:
     session.add(Order(id=order_id))
-    # The session goes along: a request hook that enters using(session) would do as well.
-    confirm_order.configure(connection=session).defer(order_id=order_id)
+    notify(order_id)
     if request.args["paid"] == "false":
         return {"detail": "The payment was refused."}, 402
     return {"id": order_id}, 201
+
+
+def notify(order_id: int) -> None:
+    """Far from the session: nobody hands it a connection."""
+    confirm_order.defer(order_id=order_id)
