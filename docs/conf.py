@@ -11,7 +11,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks"]
 default_role = "py:obj"
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -21,7 +21,20 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
+nitpicky = True
+nitpick_ignore_regex = [
+    # Documented elsewhere: Python's names, Procrastinate's and pluggy's.
+    ("py:.*", r"(collections|contextlib|json|sys|procrastinate|pluggy)\..*"),
+    ("py:.*", "InMemoryConnector|PsycopgConnector|PluginManager.*"),
+    # What a signature is written with: type variables and aliases, and types that are no public names.
+    ("py:class", r".*\.[CT]|(wire\.)?(Dumps|Loads|OutsideMode|Rows|State|Value)"),
+    ("py:class", r"procrastinate_extconn\..*\.(External|RolledBack)"),
+    # Parameters and attributes of what the docstring is about.
+    ("py:obj", "done|run|Description.state|PoolConnector"),
+]
 
 html_theme = "furo"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 copybutton_exclude = ".linenos, .gp, .go"

@@ -1,4 +1,4 @@
-"""What `place_order` defers, seen from inside the transaction, which is rolled back in the end."""
+"""What `place_order` defers, seen from inside a transaction that is rolled back."""
 
 from collections.abc import Iterator
 

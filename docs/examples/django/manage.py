@@ -1,4 +1,4 @@
-"""Orders with Django: an order and the job that confirms it commit together.
+"""Orders with Django: an order and its job commit together.
 
 $ export PGHOST=... PGDATABASE=...
 $ python manage.py migrate

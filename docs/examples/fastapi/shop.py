@@ -1,4 +1,4 @@
-"""Orders with FastAPI and SQLAlchemy's asyncio: an order and the job that confirms it commit together.
+"""Orders with FastAPI and SQLAlchemy: an order and its job commit together.
 
 $ export PGHOST=... PGDATABASE=...
 $ PYTHONPATH=. procrastinate --app=shop.queue schema --apply
