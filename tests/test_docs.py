@@ -5,6 +5,7 @@ Python stands on a page in two ways. A fenced block marked ``python`` is a whole
 Where "It prints:" and a ``text`` block follow, that is its output. Everything else is included from a file in
 ``docs/examples``: a test file is run here, an application by `test_examples`, the plugin by `test_write_a_plugin`.
 A page with Python of any other kind, a fragment that nobody runs, fails `test_no_fragment_is_left`.
+The README of a plugin shows a part of such a program.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ SPEC_MARK = f"{hookspecs.PROJECT_NAME}_spec"
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PLUGIN_READMES = sorted(ROOT.glob("plugins/*/README.md"))
 TEST_FILES = sorted((DOCS / "examples").glob("test_*.py"))
 
 EXAMPLE = re.compile(
@@ -44,17 +46,21 @@ RUN_OR_NOT_PYTHON = re.compile(
 )
 
 
+def python_blocks(page: Path) -> list[re.Match[str]]:
+    """The blocks on a page that are marked ``python``, each with the output that follows it."""
+    return list(EXAMPLE.finditer(page.read_text(encoding="utf-8")))
+
+
 def programs() -> list[object]:
     """Each program on a page as a parameter, named by where it stands."""
     return [
         pytest.param(
             example["code"],
             example["output"],
-            id=f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, example.start()) + 1}",
+            id=f"{page.relative_to(ROOT)}:{example.string.count(chr(10), 0, example.start()) + 1}",
         )
         for page in PAGES
-        for text in [page.read_text(encoding="utf-8")]
-        for example in EXAMPLE.finditer(text)
+        for example in python_blocks(page)
     ]
 
 
@@ -132,6 +138,21 @@ def test_no_fragment_is_left(page: Path) -> None:
     assert [one for one in openings if not RUN_OR_NOT_PYTHON.fullmatch(one)] == []
 
 
+def lines(code: str) -> str:
+    """*code* without its indentation."""
+    return "\n".join(line.strip() for line in code.splitlines())
+
+
+@pytest.mark.parametrize("readme", PLUGIN_READMES, ids=lambda readme: readme.parent.name)
+def test_plugin_readme_shows_what_is_run(readme: Path) -> None:
+    """The Python in a plugin's README stands in a program of the documentation, line for line."""
+    run = [example["code"] for page in PAGES for example in python_blocks(page)]
+    run += [file.read_text(encoding="utf-8") for file in DOCS.glob("examples/**/*.py")]
+    shown = [example["code"] for example in python_blocks(readme)]
+    assert shown
+    assert [code for code in shown if not any(lines(code) in lines(one) for one in run)] == []
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -145,6 +166,14 @@ def test_name_is_in_the_reference(name: str) -> None:
     """The reference has an entry for each public name and each hook."""
     reference = (DOCS / "reference.md").read_text(encoding="utf-8")
     assert re.search(rf"^\.\. auto\w+:: {name}$", reference, re.MULTILINE)
+
+
+def test_links_of_the_readme_resolve() -> None:
+    """What the README links to in the repository is there. Sphinx checks the links of the pages."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?://)(.*?)\)", readme)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_ci_runs_the_readme_command() -> None:

@@ -2,7 +2,8 @@
 
 $ export PGHOST=... PGDATABASE=...
 $ PYTHONPATH=. procrastinate --app=shop.queue schema --apply
-$ uvicorn shop:api
+$ uvicorn shop:api &
+$ curl -X POST 'http://127.0.0.1:8000/orders/1?paid=true'
 $ PYTHONPATH=. procrastinate --app=shop.queue worker
 """
 

@@ -2,7 +2,8 @@
 
 $ export PGHOST=... PGDATABASE=...
 $ PYTHONPATH=. procrastinate --app=shop.queue schema --apply
-$ flask --app shop run
+$ flask --app shop run &
+$ curl -X POST 'http://127.0.0.1:5000/orders/1?paid=true'
 $ PYTHONPATH=. procrastinate --app=shop.queue worker
 """
 
