@@ -102,7 +102,7 @@ def run(environ: dict[str, str], tmp_path: Path) -> Callable[..., str]:
             env=environ,
             cwd=tmp_path,
             text=True,
-            timeout=60,
+            timeout=110,
             check=False,
         )
         assert result.returncode == 0, result.stdout + result.stderr

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ class Shop:
             env=self._env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert finished.returncode == 0, finished.stderr
@@ -112,6 +113,7 @@ class Shop:
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", self._port)).close()
                 return
+            time.sleep(0.05)  # leaves the processor to the server
         pytest.fail(f"the server ended with status {server.returncode}")
 
     def order(self, order_id: int, *, paid: bool) -> int:
@@ -121,7 +123,7 @@ class Shop:
             method="POST",
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=180) as response:
                 return int(response.status)
         except urllib.error.HTTPError as exc:
             with exc:
@@ -144,6 +146,7 @@ def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Iterator[Shop]:
         yield shop
 
 
+@pytest.mark.timeout(600)  # half a dozen programs, one after the other
 def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) -> None:
     """A request that succeeds leaves an order whose job runs once; one that fails after deferring leaves neither."""
     assert shop.order(1, paid=True) == 201

@@ -23,6 +23,7 @@ DATABASE = {
     "ATOMIC_REQUESTS": True,
 }
 settings.configure(
+    SECRET_KEY=os.environ.get("SECRET_KEY", "for development alone"),
     DATABASES={"default": DATABASE},
     INSTALLED_APPS=["procrastinate_extconn_django"],
     MIDDLEWARE=[f"{__name__}.jobs_with_rows"],
