@@ -72,7 +72,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _amount(row.ours, row.unit),
         _amount(row.theirs, row.unit),
         _amount(row.figure, row.unit) if row.is_difference else f"{row.figure:.2f}",
-        ("at least " if row.at_least else "at most ") + goal,
+        ("≥ " if row.at_least else "≤ ") + goal,
         "met" if row.met else "missed",
     )
 
