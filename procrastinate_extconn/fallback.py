@@ -27,6 +27,17 @@ KNOWN: dict[str, tuple[str, ...]] = {
 
 _DRIVERS = Classes({path: driver for driver, paths in KNOWN.items() for path in paths})
 
+# What leads to a connection whatever the driver. A class of somebody's own that can be awaited or entered is not here:
+# it may well be a connection.
+_YET_TO_BE = Classes(
+    {
+        "builtins.str": "A DSN is not a connection: open one with your driver, and pass that.",
+        "collections.abc.Coroutine": "Await it, and pass what that gives.",
+        "contextlib._GeneratorContextManager": "Enter it with `with`, and pass what that gives.",
+        "contextlib._AsyncGeneratorContextManager": "Enter it with `async with`, and pass what that gives.",
+    }
+)
+
 
 def install_line(driver: str) -> str:
     """The command that installs the plugin for *driver*."""
@@ -56,11 +67,10 @@ class Fallback:
     def refusal(self, conn: object) -> UnsupportedConnection:
         asked = self._asked()
         driver = _DRIVERS.find(conn)
-        if isinstance(conn, str):
-            advice = "A DSN is not a connection: open one with your driver, and pass that."
-        elif driver is not None and driver not in asked:
+        advice = _YET_TO_BE.find(conn)
+        if driver is not None and driver not in asked:
             advice = f"Run `{install_line(driver)}`."
-        else:
+        elif advice is None:
             advice = 'Pass an open connection, or write a plugin: see "Write a driver plugin" in the documentation.'
         return UnsupportedConnection(
             f"procrastinate-extconn does not support external connections of type {type_name(type(conn))}: "

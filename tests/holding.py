@@ -208,6 +208,14 @@ class Watch:
         return [row[0] for row in self._conn.execute("SELECT id FROM orders ORDER BY id")]
 
 
+def wait_until_blocked(dsn: str, conn: Any) -> None:
+    """Wait until *conn* waits for a lock."""
+    with psycopg.connect(dsn, autocommit=True) as observer:
+        query = "SELECT cardinality(pg_blocking_pids(%s))"
+        while observer.execute(query, [conn.info.backend_pid]).fetchone() == (0,):
+            pass
+
+
 @contextlib.contextmanager
 def unopened(app: procrastinate.App) -> Iterator[None]:
     """Leave *app* as it is."""

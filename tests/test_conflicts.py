@@ -9,7 +9,7 @@ from typing import Any
 import procrastinate
 import psycopg
 import pytest
-from holding import External, Watch
+from holding import External, Watch, wait_until_blocked
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.manager import JobManager
 
@@ -130,14 +130,6 @@ def test_a_lock_that_goes_meanwhile_is_inserted_again(
     thread.join()
     assert ids != [first]
     assert conn.execute("SELECT id FROM procrastinate_jobs").fetchall() == [(ids[0],)]
-
-
-def wait_until_blocked(dsn: str, conn: Any) -> None:
-    """Wait until *conn* waits for a lock."""
-    with psycopg.connect(dsn, autocommit=True) as observer:
-        query = "SELECT cardinality(pg_blocking_pids(%s))"
-        while observer.execute(query, [conn.info.backend_pid]).fetchone() == (0,):
-            pass
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE_READ", "SERIALIZABLE"])

@@ -459,6 +459,16 @@ def test_who_only_looks_on_is_not_asked() -> None:
         extconn.describe(object())
 
 
+def test_an_unknown_connection_that_can_be_entered_is_not_told_to_be() -> None:
+    """A connection of an unknown driver may well be a context manager and an awaitable itself."""
+
+    class Connection:
+        __enter__ = __exit__ = __aenter__ = __aexit__ = __await__ = None
+
+    with pytest.raises(extconn.UnsupportedConnection, match="write a plugin"):
+        answer(Connection())
+
+
 def test_a_dsn_is_refused_without_being_shown() -> None:
     """A connection string is not a connection, and its password is not for a log."""
     with pytest.raises(extconn.UnsupportedConnection, match="A DSN is not a connection") as caught:

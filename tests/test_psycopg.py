@@ -294,6 +294,14 @@ def test_a_cursor_is_refused_with_the_line_that_helps(dsn: str, task: Any) -> No
         assert task.configure(connection=cursor.connection).defer()
 
 
+def test_a_transaction_is_refused_with_the_line_that_helps(dsn: str, task: Any) -> None:
+    """Neither is what `transaction()` yields: the error names its connection."""
+    with psycopg.connect(dsn) as conn, conn.transaction() as transaction:
+        with pytest.raises(extconn.UnsupportedConnection, match=r"`transaction\.connection`"):
+            task.configure(connection=transaction).defer()
+        assert task.configure(connection=transaction.connection).defer()
+
+
 def test_any_client_encoding(dsn: str, task: Any, watch: Watch) -> None:
     """Arguments that the connection's own encoding lacks are deferred all the same."""
     with psycopg.connect(dsn, client_encoding="latin1") as conn:

@@ -318,6 +318,29 @@ def test_what_only_makes_connections_is_refused(engine: Any, task: Any) -> None:
             task.configure(connection=conn).defer()
 
 
+def test_a_transaction_is_refused(engine: Any, task: Any) -> None:
+    """What `begin()` of a connection or a session yields is told where that one is."""
+    with engine.connect() as conn, orm.Session(engine) as session:
+        for transaction, line in (
+            (conn.begin(), r"`transaction\.connection`"),
+            (session.begin(), r"`transaction\.session`"),
+        ):
+            with pytest.raises(extconn.UnsupportedConnection, match=line):
+                task.configure(connection=transaction).defer()
+
+
+async def test_an_async_transaction_is_refused(dsn: str, task: Any) -> None:
+    """So are those of an async connection and an async session."""
+    pytest.importorskip("greenlet")
+    engine = asyncio_.create_async_engine(sa.make_url(dsn).set(drivername="postgresql+psycopg"))
+    async with engine.connect() as conn, asyncio_.AsyncSession(engine) as session:
+        for begun in (conn.begin(), session.begin()):
+            async with begun as transaction:
+                with pytest.raises(extconn.UnsupportedConnection, match=r"`transaction\."):
+                    await task.configure(connection=transaction).defer_async()
+    await engine.dispose()
+
+
 async def test_what_only_makes_async_connections_is_refused(dsn: str, task: Any) -> None:
     """So are an async engine and an async sessionmaker."""
     pytest.importorskip("greenlet")

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
+import contextvars
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import procrastinate
 import psycopg
 import pytest
+from goes_wrong_page import as_shown, shown
+from holding import FakeConnection, FakeDriver, wait_until_blocked
 from procrastinate.exceptions import ConnectorException
+from procrastinate.manager import JobManager
 from psycopg_pool import ConnectionPool
 
 import procrastinate_extconn as extconn
+from procrastinate_extconn import ExternalConnector
 from procrastinate_extconn.exceptions import OutsideTransactionWarning
+from procrastinate_extconn.fallback import Fallback
 
-PAGE = Path(__file__).parents[1] / "docs/discussions/when-something-goes-wrong.md"
 Task = Any
+
+
+def a_coroutine(dsn: str, task: Task) -> None:
+    """Defer on a connection that was not awaited."""
+    connecting = psycopg.AsyncConnection.connect(dsn)
+    with contextlib.closing(connecting):
+        task.configure(connection=connecting).defer()
+
+
+def a_block(dsn: str, task: Task) -> None:
+    """Defer on a block that was not entered."""
+    task.configure(connection=ConnectionPool(dsn, open=False).connection()).defer()
+
+
+def no_plugin(dsn: str, task: Task) -> None:
+    """Defer on a connection of a driver whose plugin is not installed."""
+    psycopg2 = pytest.importorskip("psycopg2")
+    with contextlib.closing(psycopg2.connect(dsn)) as conn:
+        raise Fallback(lambda: ["sqlalchemy", "psycopg"]).refusal(conn)
 
 
 def nothing_of_ours(dsn: str, task: Task) -> None:
@@ -78,6 +101,18 @@ def outside_a_transaction(dsn: str, task: Task) -> None:
         task.configure(connection=extconn.external(conn, outside_transaction="error")).defer()
 
 
+def unknown(dsn: str, task: Task) -> None:
+    """Defer on a connection that does not tell its state, where that is an error."""
+    driver = FakeDriver()
+    driver.state = "unknown"
+    extconn.register(driver, "fake")
+    try:
+        conn = extconn.external(FakeConnection(), outside_transaction="error")
+        task.configure(connection=conn).defer()
+    finally:
+        extconn.unregister(driver)
+
+
 def closed(dsn: str, task: Task) -> None:
     """Defer on a closed connection."""
     with psycopg.connect(dsn) as conn:
@@ -101,6 +136,25 @@ def killed(dsn: str, task: Task) -> None:
         task.configure(connection=conn).defer()
 
 
+def in_use(dsn: str, task: Task) -> None:
+    """Defer twice at a time on a connection that does not queue."""
+    asyncpg = pytest.importorskip("asyncpg")
+    pytest.importorskip("procrastinate_extconn_asyncpg")
+
+    async def defer() -> None:
+        conn = await asyncpg.connect(dsn)
+        try:
+            async with conn.transaction():
+                deferrer = task.configure(connection=conn)
+                calls = deferrer.defer_async(), deferrer.defer_async()
+                _, refused = await asyncio.gather(*calls, return_exceptions=True)
+                raise refused
+        finally:
+            await conn.close()
+
+    asyncio.run(defer())
+
+
 def read_only(dsn: str, task: Task) -> None:
     """Defer in a read-only transaction."""
     with psycopg.connect(dsn) as conn:
@@ -122,6 +176,53 @@ def another_schema(dsn: str, task: Task) -> None:
         task.configure(connection=conn).defer()
 
 
+def no_privilege(dsn: str, task: Task) -> None:
+    """Defer as a role that may not."""
+    with psycopg.connect(dsn) as conn:
+        try:
+            conn.execute("SET ROLE pg_monitor")
+        except psycopg.errors.InsufficientPrivilege:
+            pytest.skip("the user of this server may not take another role")
+        task.configure(connection=conn).defer()
+
+
+def changed_meanwhile(dsn: str, task: Task) -> None:
+    """Cancel a job that somebody has changed since the snapshot was taken."""
+    with psycopg.connect(dsn) as conn, psycopg.connect(dsn) as other:
+        job_id = task.configure(connection=other).defer()
+        other.commit()
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        conn.execute("SELECT 1")
+        other.execute("UPDATE procrastinate_jobs SET priority = 1")
+        other.commit()
+        task.blueprint.job_manager.cancel_job_by_id(job_id, connection=conn)
+
+
+def deadlocked(dsn: str, task: Task) -> None:
+    """Wait for somebody who waits for us."""
+    with psycopg.connect(dsn) as conn, psycopg.connect(dsn) as other:
+        conn.execute("SET deadlock_timeout = '10ms'")
+        other.execute("SET deadlock_timeout = '1h'")
+        for mine, lock in ((conn, "one"), (other, "two")):
+            task.configure(connection=mine, queueing_lock=lock).defer()
+        waits = task.configure(connection=other, queueing_lock="one")
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(waits.defer)
+            try:
+                wait_until_blocked(dsn, other)
+                task.configure(connection=conn, queueing_lock="two").defer()
+            finally:
+                conn.rollback()
+                waiting.result()
+
+
+def prepared(dsn: str, task: Task) -> None:
+    """Prepare a statement under a name that somebody has left on the server connection."""
+    with psycopg.connect(dsn, prepare_threshold=0) as conn:
+        conn.execute("PREPARE _pg3_0 AS SELECT 1", prepare=False)
+        task.configure(connection=conn).defer()
+
+
 def not_json(dsn: str, task: Task) -> None:
     """Defer an argument that JSON does not know."""
     with psycopg.connect(dsn) as conn:
@@ -134,13 +235,62 @@ def not_storable(dsn: str, task: Task) -> None:
         task.configure(connection=conn).defer(name="\0")
 
 
+def nested_too_deeply(dsn: str, task: Task) -> None:
+    """Defer what is nested a hundred thousand times."""
+    with psycopg.connect(dsn) as conn:
+        connector = ExternalConnector(conn, json_dumps=lambda _: "[" * 100_000 + "]" * 100_000)
+        JobManager(connector).defer_job(task.configure().job)
+
+
+def not_encodable(dsn: str, task: Task) -> None:
+    """Defer under a lock that is no text in any encoding."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute("SELECT 1")
+        task.configure(connection=conn, lock="\ud800").defer()
+
+
 def in_a_pipeline(dsn: str, task: Task) -> None:
     """Ask for a savepoint in a pipeline."""
     with psycopg.connect(dsn) as conn, conn.pipeline():
         task.configure(connection=extconn.external(conn, savepoint=True)).defer()
 
 
+def using_without_install(dsn: str, task: Task) -> None:
+    """Enter a block that nobody would look at."""
+    extconn.uninstall()
+    with psycopg.connect(dsn) as conn, extconn.using(conn):
+        pass
+
+
+def using_in_another_thread(dsn: str, task: Task) -> None:
+    """Defer in a thread that has inherited a block."""
+    with psycopg.connect(dsn) as conn, extconn.using(conn), ThreadPoolExecutor() as pool:
+        pool.submit(contextvars.copy_context().run, task.defer).result()
+
+
+def a_worker_in_a_block(dsn: str, task: Task) -> None:
+    """Start a worker inside a block."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=1))
+    with psycopg.connect(dsn) as conn, extconn.using(conn):
+        app.run_worker(wait=False, install_signal_handlers=False)
+
+
+def a_worker_on_a_pool(dsn: str, task: Task) -> None:
+    """Start a worker on an app that stands on somebody else's pool."""
+    with ConnectionPool(dsn, open=True) as pool:
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        app.run_worker(wait=False, install_signal_handlers=False)
+
+
+def no_pool(dsn: str, task: Task) -> None:
+    """Make an app on what is no pool."""
+    procrastinate.App(connector=extconn.PoolConnector(dsn)).configure_task("task").defer()
+
+
 CASES: list[Callable[[str, Task], None]] = [
+    a_coroutine,
+    a_block,
+    no_plugin,
     nothing_of_ours,
     a_dsn,
     a_pool,
@@ -150,28 +300,33 @@ CASES: list[Callable[[str, Task], None]] = [
     the_wrong_colour,
     the_other_wrong_colour,
     outside_a_transaction,
+    unknown,
     closed,
     failed,
     killed,
+    in_use,
     read_only,
     no_schema,
     another_schema,
+    no_privilege,
+    changed_meanwhile,
+    deadlocked,
+    prepared,
     not_json,
+    nested_too_deeply,
+    not_encodable,
     not_storable,
     in_a_pipeline,
+    using_without_install,
+    using_in_another_thread,
+    a_worker_in_a_block,
+    a_worker_on_a_pool,
+    no_pool,
 ]
 
 
-def shown() -> list[str]:
-    """The messages on the page, each in one line."""
-    blocks = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return [" ".join(block.split()) for block in blocks]
-
-
-def as_shown(message: str) -> str:
-    """*message* without what differs from one installation to the next."""
-    message = re.sub(r"asked: [^)]*\)", "asked: sqlalchemy, psycopg)", message)
-    return re.sub(r"database '[^']*', as '[^']*'", "database 'shop', as 'web'", message)
+STANDBY = "The server is a standby"
+"""What a test of `faults.test_no_writes` produces, which has one."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -181,7 +336,7 @@ def test_the_message_is_on_the_page(
     """What is refused is refused with the words that the page explains."""
     with pytest.raises(ConnectorException) as caught:
         case(dsn, task)
-    assert f"{type(caught.value).__name__}: {as_shown(str(caught.value))}" in shown()
+    assert as_shown(caught.value) in shown()
 
 
 def test_the_warning_is_on_the_page(dsn: str, task: Task) -> None:
@@ -191,7 +346,7 @@ def test_the_warning_is_on_the_page(dsn: str, task: Task) -> None:
         pytest.warns(OutsideTransactionWarning) as caught,
     ):
         task.configure(connection=conn).defer()
-    assert f"OutsideTransactionWarning: {caught[0].message}" in shown()
+    assert as_shown(caught[0].message) in shown()
 
 
 def test_a_taken_lock_is_on_the_page(dsn: str, task: Task) -> None:
@@ -200,9 +355,9 @@ def test_a_taken_lock_is_on_the_page(dsn: str, task: Task) -> None:
         task.configure(connection=conn, queueing_lock="reindex").defer()
         with pytest.raises(procrastinate.exceptions.AlreadyEnqueued) as caught:
             task.configure(connection=conn, queueing_lock="reindex").defer()
-    assert f"AlreadyEnqueued: {caught.value}" in shown()
+    assert as_shown(caught.value) in shown()
 
 
 def test_the_page_shows_nothing_else() -> None:
     """There is no message on the page that no test produces."""
-    assert len(shown()) == len(CASES) + 2
+    assert len([message for message in shown() if STANDBY not in message]) == len(CASES) + 2

@@ -31,6 +31,8 @@ _IS_ASYNC = Classes[bool](
         "psycopg_pool.AsyncConnectionPool": Refusal("async with pool.connection() as conn: ..."),
         "psycopg.Cursor": Refusal("cursor.connection"),
         "psycopg.AsyncCursor": Refusal("cursor.connection"),
+        "psycopg.Transaction": Refusal("transaction.connection"),
+        "psycopg.AsyncTransaction": Refusal("transaction.connection"),
     }
 )
 _IS_ASYNC_POOL = Classes[bool](

@@ -42,6 +42,10 @@ _IS_ASYNC = Classes[bool](
             "async with sessionmaker.begin() as session: ..."
         ),
         "sqlalchemy.engine.CursorResult": Refusal("result.connection"),
+        "sqlalchemy.engine.Transaction": Refusal("transaction.connection"),
+        "sqlalchemy.ext.asyncio.AsyncTransaction": Refusal("transaction.connection"),
+        "sqlalchemy.orm.SessionTransaction": Refusal("transaction.session"),
+        "sqlalchemy.ext.asyncio.AsyncSessionTransaction": Refusal("transaction.session"),
     }
 )
 _ENGINE = Classes[bool](

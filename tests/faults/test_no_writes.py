@@ -10,11 +10,12 @@ import psycopg
 import pytest
 from faults.ledger import Ledger
 from faults.servers import new_database
+from goes_wrong_page import as_shown, shown
 from procrastinate.exceptions import ConnectorException
 from psycopg.conninfo import conninfo_to_dict
 
 from procrastinate_extconn.embedded import TemporaryServer
-from procrastinate_extconn.kinds import Held, Kind, done, run
+from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 
@@ -75,3 +76,15 @@ async def refused(ledger: Ledger, held: Held) -> None:
         await ledger.defer(held.conn, ledger.begin())
     with contextlib.suppress(Exception):  # Some connections roll back by themselves.
         await done(held.rollback())
+
+
+def test_standby_is_on_the_page(followed: tuple[str, str], rng: random.Random) -> None:
+    """Where the driver knows that the server is a standby, the message says so, as the documentation has it."""
+    ledger = Ledger(KINDS[0], followed[1], rng)
+
+    async def refused(held: Held) -> None:
+        with pytest.raises(ConnectorException) as caught:
+            await ledger.defer(held.conn, ledger.begin())
+        assert as_shown(caught.value) in shown()
+
+    run(ledger.kind, ledger.dsn, refused)
