@@ -68,14 +68,18 @@ async def _defer_or_find(
     send: Send, query: str, arguments: dict[str, Any], parameter: str, state: State
 ) -> Rows:
     jobs = arguments[parameter]
+    # A job without a lock is known by its place. Some pass a UUID for a lock.
+    keys = [
+        index if (lock := job.queueing_lock) is None else str(lock)
+        for index, job in enumerate(jobs)
+    ]
     waiting: dict[str, int] = {}
     attempts = _ATTEMPTS
     while True:
-        new: dict[object, Any] = {}
-        for index, job in enumerate(jobs):
-            lock = job.queueing_lock
-            if lock not in waiting:
-                new.setdefault(index if lock is None else lock, job)
+        new: dict[int | str, Any] = {}
+        for key, job in zip(keys, jobs, strict=True):
+            if key not in waiting:
+                new.setdefault(key, job)
         try:
             rows = await _insert(send, query, arguments, parameter, list(new.values()), state)
         except UniqueViolation as exc:
@@ -84,13 +88,9 @@ async def _defer_or_find(
                 raise
             conflict = exc
         else:
-            ids: dict[object, int] = dict(waiting.items())
-            ids.update(zip(new, (row["id"] for row in rows), strict=True))
-            return [
-                {"id": ids[index if job.queueing_lock is None else job.queueing_lock]}
-                for index, job in enumerate(jobs)
-            ]
-        found = await _lock_waiting(send, [lock for lock in new if isinstance(lock, str)], state)
+            ids = {**waiting, **dict(zip(new, (row["id"] for row in rows), strict=True))}
+            return [{"id": ids[key]} for key in keys]
+        found = await _lock_waiting(send, [key for key in new if isinstance(key, str)], state)
         if not found and await _snapshot_is_old(send):
             raise conflict
         waiting |= found

@@ -17,7 +17,7 @@ from .exceptions import UnusableConnection
 from .hookspecs import State
 
 # In some languages what opens a quotation is what closes it in others.
-_QUOTES = re.compile(r"[\"“”„«»].*[\"“”„«»]", re.DOTALL)
+_QUOTES = re.compile(r"[\"“”„«»].*[\"“”„«»]|0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*", re.DOTALL)
 
 _NO_SCHEMA = (
     "Procrastinate's schema is not on the connection's search_path: check `SHOW search_path` and whether this is the "
@@ -69,7 +69,7 @@ _GONE = "The connection is gone, and with it your transaction: open a new one an
 _KEPT = "Your transaction is as it was before."
 # psqlpy keeps what tokio-postgres makes a text of, without the SQLSTATE. The message of an English server tells it.
 _TEXT_ALONE = re.compile(
-    r"db error: \w+: (?P<message>.*?)(?:\nDETAIL: (?P<detail>.*?))?(?:\nHINT: .*)?$", re.DOTALL
+    r"db error: \w+: (?P<message>.*?)(?:\n(?:DETAIL|HINT): (?P<detail>.*))?$", re.DOTALL
 )
 _MEANT = {
     "^current transaction is aborted": "25P02",
@@ -105,9 +105,8 @@ def read(exc: BaseException) -> ServerError:
         # SQLAlchemy's stand-in for asyncpg's error has the SQLSTATE, and not the message.
         return next((error for error in found if error.message), found[0])
     # SQLAlchemy's own text quotes parameters, whatever the driver's error was.
-    return ServerError(
-        getattr(exc, "orig", None) or exc, None, None, _constraint_in_text(exc), None
-    )
+    cause = getattr(exc, "orig", None) or exc
+    return ServerError(cause, None, None, _constraint_in_text(cause), None)
 
 
 def _wrapped(exc: BaseException) -> Iterator[BaseException]:
@@ -139,7 +138,7 @@ def _read_one(error: BaseException) -> ServerError | None:
         error,
         sqlstate,
         getattr(error, "message", None),
-        getattr(error, "constraint_name", None) or _constraint_in_text(error),
+        getattr(error, "constraint_name", None),
         getattr(error, "detail", None) or str(error),
     )
 
@@ -179,9 +178,10 @@ def translate(
     error = read(exc)
     fate = _fate(error, state, isolated)
     text = " ".join(filter(None, (_said(error, driver), _advice(error, conn), fate)))
+    is_taken = error.constraint == QUEUEING_LOCK_CONSTRAINT and error.sqlstate in ("23505", None)
     result: ConnectorException
-    if error.sqlstate == "23505" or error.constraint == QUEUEING_LOCK_CONSTRAINT:
-        lock = _lock(error, list(locks)) if error.constraint == QUEUEING_LOCK_CONSTRAINT else None
+    if is_taken or error.sqlstate == "23505":
+        lock = _lock(error, list(locks)) if is_taken else None
         result = UniqueViolation(text, constraint_name=error.constraint, queueing_lock=lock)
     elif state == "closed" or error.sqlstate in _UNUSABLE or (error.sqlstate or "")[:2] == "08":
         result = UnusableConnection(text)
@@ -253,7 +253,7 @@ def _where(conn: object) -> str:
 
 
 def _harmless(error: ServerError) -> str:
-    # A data exception (class 22) quotes the value in its primary message.
+    # A data exception (class 22) quotes the value in its primary message, or the bytes of one of its characters.
     message = error.message or type(error.cause).__name__
     if error.sqlstate is None or error.sqlstate.startswith("22"):
         message = _QUOTES.sub('"…"', message)

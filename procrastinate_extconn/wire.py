@@ -140,7 +140,7 @@ def queueing_locks(arguments: Mapping[str, Any]) -> list[str]:
     """The queueing locks that *arguments* send, of one job or of a batch."""
     jobs = arguments.get("jobs", ())
     locks = [arguments.get("queueing_lock"), *(job.queueing_lock for job in jobs)]
-    return [lock for lock in locks if lock is not None]
+    return [str(lock) for lock in locks if lock is not None]
 
 
 def decode(rows: Rows, loads: Loads | None = None) -> Rows:

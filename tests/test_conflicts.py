@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_a_batch_mixes_old_and_new(conn: Any, task: Task) -> None:
     assert ids == [new_a, taken, none, new_a, other_none, also_taken, taken]
     assert again_a == new_a
     assert len({new_a, none, other_none, taken, also_taken}) == 5
+
+
+def test_locks_that_are_no_text(conn: Any, task: Task) -> None:
+    """A UUID or a number may be a lock, as with Procrastinate's own connectors."""
+    taken = [uuid.uuid4(), 0, uuid.uuid4()]
+    first = locks(task, conn, *taken)
+    ids = locks(task, existing(conn), None, *taken, 1)
+    assert ids[1:4] == first
+    assert len(set(ids)) == 5
 
 
 def test_locks_that_look_like_sql(conn: Any, task: Task) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import random
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +21,7 @@ from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
 
-LOCK = 'it\'s a "lock" (of mine), )=(so; \\ %s %(x)s $1 :a é'
+LOCK = 'it\'s a "lock" (of mine), )=(so; \\ %s %(x)s $1 :a é\nDETAIL: )\nHINT: '
 SECRET = "hunter2"
 
 _numbers = itertools.count(1)
@@ -79,6 +81,28 @@ def test_a_batch_names_the_lock_that_was_taken(
     with pytest.raises(AlreadyEnqueued) as caught:
         external.call(app.job_manager, "batch_defer_jobs", jobs=jobs, connection=external.conn)
     assert caught.value.__cause__.queueing_lock == taken
+
+
+def test_a_batch_may_have_locks_that_are_no_text(
+    external: External, app: procrastinate.App, task: Any
+) -> None:
+    """A UUID or a number may be a lock, as with Procrastinate's own connectors."""
+    locks = [uuid.uuid4(), uuid.uuid4(), random.getrandbits(60)]
+    external.defer(task.configure(queueing_lock=locks[1]))
+    jobs = [task.configure(queueing_lock=lock).make_new_job() for lock in locks]
+    with pytest.raises(AlreadyEnqueued, match=str(locks[1])):
+        external.call(app.job_manager, "batch_defer_jobs", jobs=jobs, connection=external.conn)
+
+
+def test_an_error_that_quotes_the_index_is_not_already_enqueued(
+    external: External, task: Any
+) -> None:
+    """Another error is not a taken lock, though its DETAIL quotes a job that has the name of the lock's index in it."""
+    external.execute("ALTER TABLE procrastinate_jobs ALTER scheduled_at SET NOT NULL")
+    with pytest.raises(ConnectorException) as caught:
+        external.defer(task.configure(lock=f'"{QUEUEING_LOCK_CONSTRAINT}"'))
+    assert not isinstance(caught.value, UniqueViolation)
+    external.rollback()
 
 
 def test_another_unique_violation_is_not_already_enqueued(external: External, task: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -38,7 +39,15 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Awa
 
 async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
     async with conn.cursor() as cursor:
-        await cursor.execute(query, args)
+        try:
+            await cursor.execute(query, args)
+        except asyncio.CancelledError as exc:
+            # aiopg's word for a statement that the server has cancelled too, although nobody has cancelled the task.
+            import psycopg2
+
+            if isinstance(exc.__context__, psycopg2.Error):
+                raise exc.__context__ from None
+            raise
         fetched: list[Any] = await cursor.fetchall() if cursor.description else []
         return rows(cursor.description, lambda: fetched)
 

@@ -65,6 +65,7 @@ class Fidelity:
             await ledger.commit(held, order)
             return
         assert self._reason in said
+        assert "0x" not in said, "the bytes of a character"
         if "Your transaction is as it was before." in said:
             await ledger.defer(held.conn, order)
             await ledger.commit(held, order)

@@ -91,6 +91,16 @@ async def test_two_tasks(conn: Any, ship: Any) -> None:
         await sleeping
 
 
+async def test_a_statement_that_timed_out(dsn: str, conn: Any, ship: Any) -> None:
+    """A statement that the server cancels is an error like others: nobody has cancelled the task."""
+    async with aiopg.connect(dsn) as other, other.cursor() as theirs, theirs.begin():
+        await theirs.execute("LOCK TABLE procrastinate_jobs")
+        async with conn.cursor() as cursor:
+            await cursor.execute("BEGIN; SET LOCAL statement_timeout = '100ms'")
+            with pytest.raises(ConnectorException, match=r"statement timeout \(SQLSTATE 57014\)"):
+                await ship.configure(connection=conn).defer_async()
+
+
 async def test_refusals(dsn: str, conn: Any, ship: Any) -> None:
     """A pool and a cursor are refused, with the line that gets a connection."""
     async with conn.cursor() as cursor:
