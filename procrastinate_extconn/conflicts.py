@@ -73,12 +73,12 @@ async def _defer_or_find(
         index if (lock := job.queueing_lock) is None else str(lock)
         for index, job in enumerate(jobs)
     ]
-    waiting: dict[str, int] = {}
+    ids: dict[int | str, int] = {}
     attempts = _ATTEMPTS
     while True:
         new: dict[int | str, Any] = {}
         for key, job in zip(keys, jobs, strict=True):
-            if key not in waiting:
+            if key not in ids:
                 new.setdefault(key, job)
         try:
             rows = await _insert(send, query, arguments, parameter, list(new.values()), state)
@@ -88,12 +88,12 @@ async def _defer_or_find(
                 raise
             conflict = exc
         else:
-            ids = {**waiting, **dict(zip(new, (row["id"] for row in rows), strict=True))}
+            ids.update(zip(new, (row["id"] for row in rows), strict=True))
             return [{"id": ids[key]} for key in keys]
         found = await _lock_waiting(send, [key for key in new if isinstance(key, str)], state)
         if not found and await _snapshot_is_old(send):
             raise conflict
-        waiting |= found
+        ids.update(found)
 
 
 async def _insert(

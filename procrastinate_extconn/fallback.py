@@ -33,6 +33,7 @@ _YET_TO_BE = Classes(
     {
         "builtins.str": "A DSN is not a connection: open one with your driver, and pass that.",
         "collections.abc.Coroutine": "Await it, and pass what that gives.",
+        "asyncio.Future": "Await it, and pass what that gives.",
         "contextlib._GeneratorContextManager": "Enter it with `with`, and pass what that gives.",
         "contextlib._AsyncGeneratorContextManager": "Enter it with `async with`, and pass what that gives.",
     }

@@ -82,7 +82,8 @@ class PoolConnector(OneBodyConnector):
             if exc in failed:
                 raise
             # Not the query but what is around it: no connection to be had, or a commit that failed.
-            error = server_errors.translate(exc, self._pool, driver=type_name(type(self._pool)))
+            name = type_name(type(self._pool))
+            error = server_errors.translate(exc, self._pool, driver=name, state="idle")
         raise error
 
     async def _on(

@@ -72,7 +72,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
     state = description.state
     if state == "closed":
         raise UnusableConnection(
-            f"this {description.driver} connection ({type_name(type(conn))}) is closed: open a new one"
+            f"this {description.driver} connection ({type_name(type(conn))}) is closed, or not open yet: open one"
         )
     if state == "failed":
         raise UnusableConnection(

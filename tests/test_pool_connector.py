@@ -184,6 +184,17 @@ def test_a_pool_without_a_connection_says_so(dsn: str) -> None:
     assert isinstance(caught.value.__cause__, PoolTimeout)
 
 
+def test_a_commit_that_failed_leaves_nothing_to_roll_back(dsn: str, pool: Any) -> None:
+    """An error at the pool's own commit is told without a word on a transaction, as the caller has none."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute("ALTER TABLE procrastinate_jobs ADD UNIQUE (lock) INITIALLY DEFERRED")
+    _, task = make_app(pool)
+    task.configure(lock="one").defer()
+    with pytest.raises(procrastinate.exceptions.UniqueViolation) as caught:
+        task.configure(lock="one").defer()
+    assert "transaction" not in str(caught.value)
+
+
 def test_a_connection_wins_over_the_pool(dsn: str, pool: Any) -> None:
     """`connection=` and `using` work as on any app, without patching."""
     _, task = make_app(pool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
@@ -309,9 +310,12 @@ def test_a_persons_listener_sees_the_statement(engine: Any, task: Any) -> None:
 
 
 def test_what_only_makes_connections_is_refused(engine: Any, task: Any) -> None:
-    """An engine and a sessionmaker are told the line that gets a connection from them."""
+    """An engine, what is inside it, and a sessionmaker are told the line that gets a connection from them."""
+    with contextlib.closing(engine.raw_connection()) as raw:
+        inside = (engine, engine.pool, raw)
     for conn, line in (
-        (engine, r"`with engine\.begin\(\) as conn: \.\.\.`"),
+        *((one, r"`with engine\.begin\(\) as conn: \.\.\.`") for one in inside),
+        (engine.url, r"`with create_engine\(url\)\.begin\(\) as conn: \.\.\.`"),
         (orm.sessionmaker(engine), r"`with sessionmaker\.begin\(\) as session: \.\.\.`"),
     ):
         with pytest.raises(extconn.UnsupportedConnection, match=line):

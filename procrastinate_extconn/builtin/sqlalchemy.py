@@ -36,6 +36,9 @@ _IS_ASYNC = Classes[bool](
         "sqlalchemy.ext.asyncio.AsyncSession": True,
         "sqlalchemy.ext.asyncio.async_scoped_session": True,
         "sqlalchemy.engine.Engine": Refusal("with engine.begin() as conn: ..."),
+        "sqlalchemy.engine.URL": Refusal("with create_engine(url).begin() as conn: ..."),
+        "sqlalchemy.pool.Pool": Refusal("with engine.begin() as conn: ..."),
+        "sqlalchemy.pool.PoolProxiedConnection": Refusal("with engine.begin() as conn: ..."),
         "sqlalchemy.orm.sessionmaker": Refusal("with sessionmaker.begin() as session: ..."),
         "sqlalchemy.ext.asyncio.AsyncEngine": Refusal("async with engine.begin() as conn: ..."),
         "sqlalchemy.ext.asyncio.async_sessionmaker": Refusal(

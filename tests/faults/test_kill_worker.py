@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 
 import psycopg
 import pytest
-from faults.chance import SEED
+from faults.chance import LONG, SEED
 from faults.killed_worker import POINTS, Orders, Worker, main
 from procrastinate.exceptions import ConnectorException
 
@@ -186,6 +186,7 @@ def test_each_effect_is_there_exactly_once(run: Callable[..., Trials]) -> None:
     assert trials.retried
 
 
+@pytest.mark.parametrize("kind_id", KINDS if LONG else KINDS[:1], indirect=True)
 def test_without_complete_there_are_duplicates(run: Callable[..., Trials]) -> None:
     """The same workers, killed in the same way, run jobs twice that are left to them to finish."""
     trials = run(completes=False)

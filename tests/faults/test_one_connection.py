@@ -17,7 +17,7 @@ from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 
-JOBS = 100_000 if LONG else 5_000
+JOBS = 100_000 if LONG else 3_000
 ONE_OF_EACH = ("psycopg", "psycopg2", "sqlalchemy-async-session-asyncpg", "asyncpg", "psqlpy")
 ENDURING = [kind for kind in KINDS if LONG or kind.id in ONE_OF_EACH]
 
