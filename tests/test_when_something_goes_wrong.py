@@ -134,7 +134,12 @@ def killed(dsn: str, task: Task) -> None:
     with contextlib.closing(psycopg.connect(dsn)) as conn:
         with psycopg.connect(dsn) as other:
             other.execute("SELECT pg_terminate_backend(%s, 10000)", [conn.info.backend_pid])
-        task.configure(connection=conn).defer()
+        try:
+            task.configure(connection=conn).defer()
+        except extconn.UnusableConnection as exc:
+            if exc.__cause__.sqlstate is None:
+                pytest.skip("this psycopg does not tell what the server said last")
+            raise
 
 
 def in_use(dsn: str, task: Task) -> None:
@@ -196,7 +201,7 @@ def changed_meanwhile(dsn: str, task: Task) -> None:
         conn.execute("SELECT 1")
         other.execute("UPDATE procrastinate_jobs SET priority = 1")
         other.commit()
-        task.blueprint.job_manager.cancel_job_by_id(job_id, connection=conn)
+        JobManager(ExternalConnector(conn)).cancel_job_by_id(job_id)
 
 
 def deadlocked(dsn: str, task: Task) -> None:
