@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Generator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TypeVar
 
 from .exceptions import ExternalConnectionError
@@ -54,6 +54,26 @@ def using(conn: C) -> Generator[C]:
     finally:
         # A context that was copied inside the block keeps the block, but neither the connection nor a way to it.
         block.conn = None
+        _leave(token)
+
+
+def _leave(token: Token[_Block | None]) -> None:
+    try:
+        _block.reset(token)
+    except ValueError as exc:
+        raise ExternalConnectionError(
+            "this using() block was entered in one context and left in another, so what ran in between may not have "
+            "seen it, and deferred outside your transaction: enter it in the task or thread that defers"
+        ) from exc
+
+
+@contextlib.contextmanager
+def outside() -> Generator[None]:
+    """Leave the caller's block for a while."""
+    token = _block.set(None)
+    try:
+        yield
+    finally:
         _block.reset(token)
 
 

@@ -169,6 +169,14 @@ def _in_thread(context: contextvars.Context, task: Task) -> extconn.ExternalConn
     return caught[0]
 
 
+def test_a_block_left_in_another_context_says_so(installed: None, conn: Any) -> None:
+    """A block that two calls to a thread pool enter and leave, and nobody between them saw, does not end in silence."""
+    block = extconn.using(conn)
+    contextvars.copy_context().run(block.__enter__)
+    with pytest.raises(extconn.ExternalConnectionError, match="entered in one context and left"):
+        contextvars.copy_context().run(block.__exit__, None, None, None)
+
+
 async def test_a_child_task_is_refused(dsn: str, task: Task) -> None:
     """A task that is started in the block gets an error; the one that entered it goes on."""
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
