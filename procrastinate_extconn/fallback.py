@@ -40,6 +40,11 @@ _YET_TO_BE = Classes(
 )
 
 
+def known_driver(conn: object) -> str | None:
+    """The driver that *conn* is of, if its plugin is a package of its own."""
+    return _DRIVERS.find(conn)
+
+
 def install_line(driver: str) -> str:
     """The command that installs the plugin for *driver*."""
     return f"pip install procrastinate-extconn-{driver}"
@@ -67,7 +72,7 @@ class Fallback:
 
     def refusal(self, conn: object) -> UnsupportedConnection:
         asked = self._asked()
-        driver = _DRIVERS.find(conn)
+        driver = known_driver(conn)
         advice = _YET_TO_BE.find(conn)
         if driver is not None and driver not in asked:
             advice = f"Run `{install_line(driver)}`."

@@ -17,7 +17,6 @@ from procrastinate.connector import BaseConnector
 from procrastinate.testing import InMemoryConnector
 
 from . import ambient
-from .base import OneBodyConnector
 from .layer import DEFAULT_MODE, layer
 from .options import OutsideMode, check_mode
 
@@ -91,7 +90,7 @@ def patch(app_or_connector: T, *, outside_transaction: OutsideMode | None = None
     """
     connector = _connector_of(app_or_connector)
     check_mode(outside_transaction)
-    if isinstance(connector, (InMemoryConnector, OneBodyConnector)):
+    if isinstance(connector, InMemoryConnector):
         return app_or_connector
     with _lock:
         _wrap_classes()

@@ -9,9 +9,10 @@ from . import ambient, server_errors, wire
 from .base import OneBodyConnector, finish
 from .connector import ExternalConnector
 from .exceptions import SyncAsyncMismatch, UnsupportedConnection
-from .fallback import type_name
+from .fallback import install_line, known_driver, type_name
 from .hookspecs import Rows
 from .layer import layer
+from .options import OutsideMode
 from .plugins import plugins
 from .queries import WORKER_QUERIES
 
@@ -52,22 +53,21 @@ class PoolConnector(OneBodyConnector):
         if connection is None:
             connection = ambient.connection(query)
         if connection is not None:
-            return await self._on(connection, query, arguments, is_async=is_async)
+            mode = layer.patched.get(self)
+            return await self._on(connection, query, arguments, mode, is_async=is_async)
         if query in WORKER_QUERIES:
             raise self.worker_refused()
         lent = plugins().connect(self._pool)
         if lent is None:
-            raise UnsupportedConnection(
-                f"{type(self).__name__} does not support pools of type {type_name(type(self._pool))}: no plugin takes "
-                f"it (asked: {', '.join(plugins().names('connect_external'))})"
-            )
+            raise self._unsupported()
         if hasattr(lent, "__aenter__") is not is_async:
             raise self._mismatch(is_async=is_async)
         failed: list[Exception] = []
 
         async def call(conn: object) -> Rows:
             try:
-                return await self._on(conn, query, arguments, is_async=is_async)
+                # Nothing of a caller's is in its transaction, so that it may as well commit by itself.
+                return await self._on(conn, query, arguments, "allow", is_async=is_async)
             except Exception as exc:
                 failed.append(exc)
                 raise
@@ -87,13 +87,35 @@ class PoolConnector(OneBodyConnector):
         raise error
 
     async def _on(
-        self, connection: object, query: str, arguments: dict[str, Any], *, is_async: bool
+        self,
+        connection: object,
+        query: str,
+        arguments: dict[str, Any],
+        mode: OutsideMode | None,
+        *,
+        is_async: bool,
     ) -> Rows:
         connector = ExternalConnector(
-            connection, json_dumps=self.json_dumps, json_loads=self.json_loads
+            connection,
+            json_dumps=self.json_dumps,
+            json_loads=self.json_loads,
+            outside_transaction=mode,
         )
         result = connector.run_query(query, arguments, is_async=is_async)
         return result if isinstance(result, list) else await result
+
+    def _unsupported(self) -> UnsupportedConnection:
+        asked = plugins().names("connect_external")
+        driver = known_driver(self._pool)
+        advice = (
+            f"Run `{install_line(driver)}`."
+            if driver is not None and driver not in plugins().names()
+            else "Pass a connection pool or an engine, not a connection or a DSN."
+        )
+        return UnsupportedConnection(
+            f"{type(self).__name__} does not support pools of type {type_name(type(self._pool))}: no plugin takes it "
+            f"(asked: {', '.join(asked)}). {advice}"
+        )
 
     def _mismatch(self, *, is_async: bool) -> SyncAsyncMismatch:
         name = type_name(type(self._pool))

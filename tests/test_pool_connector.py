@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import procrastinate
 import psycopg
 import pytest
-from holding import Watch
+from holding import Watch, run_python
 from procrastinate.exceptions import ConnectorException
 
 import procrastinate_extconn as extconn
@@ -233,11 +233,59 @@ async def test_a_worker_is_refused(async_pool: Any) -> None:
 
 
 def test_what_is_no_pool_is_refused(dsn: str) -> None:
-    """A connection is not a pool: the error says what it got and who was asked."""
+    """A connection is not a pool: the error says what it got, who was asked and what to pass."""
     with psycopg.connect(dsn) as conn:
         _, task = make_app(conn)
-        with pytest.raises(extconn.UnsupportedConnection, match=r"psycopg\.Connection.*asked: "):
+        with pytest.raises(
+            extconn.UnsupportedConnection,
+            match=r"psycopg\.Connection.*asked: .*Pass a connection pool or an engine",
+        ):
             task.defer()
+
+
+def test_a_pool_whose_plugin_is_missing_is_refused() -> None:
+    """The error names the command that installs the plugin."""
+    pytest.importorskip("procrastinate_extconn_asyncpg")
+    refusal = run_python(
+        """
+        import asyncpg, procrastinate, procrastinate_extconn as extconn, procrastinate_extconn_asyncpg
+
+        extconn.unregister(procrastinate_extconn_asyncpg)
+        pool = asyncpg.pool.Pool.__new__(asyncpg.pool.Pool)
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        try:
+            app.configure_task("process_order").defer()
+        except extconn.UnsupportedConnection as exc:
+            print(exc)
+        """
+    )
+    assert "Run `pip install procrastinate-extconn-asyncpg`." in refusal
+
+
+def test_a_pool_that_commits_each_statement_is_no_surprise(dsn: str) -> None:
+    """The transaction guard is for callers' connections: the pool's own may commit by itself."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    engine = sqlalchemy.create_engine(url(dsn, "psycopg"), isolation_level="AUTOCOMMIT")
+    app, task = make_app(engine)
+    task.defer()
+    extconn.patch(app, outside_transaction="error")
+    task.defer()
+    extconn.unpatch(app)
+    engine.dispose()
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        assert len(Watch(conn).jobs()) == 2
+
+
+def test_the_mode_of_patch_holds_for_callers_connections(dsn: str, pool: Any) -> None:
+    """`patch(app, outside_transaction=...)` guards what is passed with `connection=` and `using()`."""
+    app, task = make_app(pool)
+    extconn.patch(app, outside_transaction="error")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        with pytest.raises(extconn.OutsideTransaction):
+            task.configure(connection=conn).defer()
+        with extconn.using(conn), pytest.raises(extconn.OutsideTransaction):
+            task.defer()
+    extconn.unpatch(app)
 
 
 def test_the_pool_is_never_closed(dsn: str, pool: Any) -> None:
