@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
+import functools
 import json
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.exceptions import OutsideTransactionWarning
-from procrastinate_extconn.kinds import Held, Kind, done, run
+from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
 from procrastinate_extconn.testing import (
     StrictInMemoryConnector,
     assert_deferred,
@@ -189,6 +191,18 @@ def test_commit_inside_is_found(conn: Any, watch: Watch) -> None:
     assert watch.orders() == [1]
 
 
+def test_commit_that_cannot_be_told(conn: Any) -> None:
+    """Where a later transaction has failed as well, the test fails and says what is in the way."""
+    block = rolled_back(conn)
+    block.__enter__()
+    conn.execute("INSERT INTO orders VALUES (1)")
+    conn.commit()
+    with contextlib.suppress(psycopg.Error):
+        conn.execute("SELECT 1 / 0")
+    with pytest.raises(AssertionError, match="ended inside rolled_back"):
+        block.__exit__(None, None, None)
+
+
 def test_session_that_commits_a_savepoint(dsn: str, task: Any, watch: Watch) -> None:
     """A SQLAlchemy session on the fixture's connection may commit, where that is a savepoint's release."""
     sqlalchemy = pytest.importorskip("sqlalchemy")
@@ -225,6 +239,30 @@ def test_nothing_to_roll_back(dsn: str) -> None:
         block = rolled_back(conn)
         with pytest.raises(extconn.OutsideTransaction, match="open a transaction first"):
             block.__enter__()
+
+
+@pytest.mark.filterwarnings("ignore:the plugin 'psqlpy' does not tell")
+async def test_nothing_to_roll_back_where_only_the_server_knows(dsn: str) -> None:
+    """So is one that does not tell by itself that it is in no transaction."""
+    [kind] = [kind for kind in KINDS if kind.id == "psqlpy"]
+    if missing := kind.missing():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    async with kind.open(dsn) as held:
+        await held.rollback()
+        with pytest.raises(extconn.OutsideTransaction, match="open a transaction first"):
+            async with rolled_back(held.conn):
+                pass
+
+
+def test_nothing_goes_on_what_is_closed_or_failed(conn: Any) -> None:
+    """A connection that can run nothing is refused with what to do."""
+    with contextlib.suppress(psycopg.Error):
+        conn.execute("SELECT 1 / 0")
+    with pytest.raises(extconn.UnusableConnection, match="has failed before"):
+        rolled_back(conn).__enter__()
+    conn.close()
+    with pytest.raises(extconn.UnusableConnection, match="is closed"):
+        rolled_back(conn).__enter__()
 
 
 async def test_rolled_back_has_a_colour(dsn: str, conn: Any) -> None:
@@ -314,6 +352,51 @@ async def test_memory_refuses_the_wrong_colour(memory: Any, unit: Any, dsn: str,
         with pytest.raises(extconn.SyncAsyncMismatch):
             unit.configure(connection=async_conn).defer()
     assert memory.jobs == {}
+
+
+def test_memory_in_a_block(
+    installed: None, memory: Any, unit: Any, conn: Any, watch: Watch
+) -> None:
+    """A job that is deferred in a `using` block stays in memory as well, and nothing is sent."""
+    with extconn.using(conn):
+        job_id = unit.defer(order_id=42)
+        assert unit.blueprint.job_manager.get_job_status(job_id).value == "todo"
+    assert memory.jobs[job_id]["args"] == {"order_id": 42}
+    assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    assert watch.jobs() == []
+
+
+async def test_memory_refuses_in_a_block(
+    installed: None, memory: Any, unit: Any, dsn: str, conn: Any
+) -> None:
+    """The wrong colour, another task and a closed connection are refused in a `using` block, too."""
+    with extconn.using(conn), pytest.raises(extconn.SyncAsyncMismatch):
+        await unit.defer_async()
+    async with await psycopg.AsyncConnection.connect(dsn) as async_conn:
+        with extconn.using(async_conn):
+            with pytest.raises(extconn.SyncAsyncMismatch):
+                unit.defer()
+            with pytest.raises(extconn.ExternalConnectionError, match="belongs to"):
+                await asyncio.create_task(unit.defer_async())
+            await async_conn.close()
+            with pytest.raises(extconn.UnusableConnection):
+                await unit.batch_defer_async({}, {})
+    assert memory.jobs == {}
+
+
+def test_memory_refuses_a_worker_in_a_block(
+    installed: None, memory: Any, unit: Any, conn: Any
+) -> None:
+    """A worker is refused in a block, and runs the jobs after it."""
+    run_worker = functools.partial(
+        unit.blueprint.run_worker, wait=False, install_signal_handlers=False, listen_notify=False
+    )
+    with extconn.using(conn):
+        unit.defer()
+        with pytest.raises(extconn.ExternalConnectionError, match="worker"):
+            run_worker()
+    run_worker()
+    assert [job["status"] for job in memory.jobs.values()] == ["succeeded"]
 
 
 def test_memory_warns_outside_a_transaction(unit: Any, dsn: str) -> None:

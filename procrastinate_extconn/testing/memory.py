@@ -2,59 +2,102 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from procrastinate.testing import InMemoryConnector
 
+from .. import ambient
 from ..connector import ExternalConnector
 from ..hookspecs import Rows
 from ..options import External, unwrap
 from ..transaction import describe
 from ..wire import encode
 
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
+
 
 class StrictInMemoryConnector(InMemoryConnector):
     """An `InMemoryConnector` that refuses the connections which a real connector would refuse.
 
-    A job that is deferred with ``connection=`` needs an open connection of the call's own colour: not a pool, not a
-    closed connection, not a stand-in; and its arguments have to be JSON. Nothing is sent to the connection: the job
-    stays in memory, also when the transaction is rolled back.
+    A job that is deferred with ``connection=`` or in a `using` block needs an open connection of the call's own
+    colour: not a pool, not a closed connection, not a stand-in, not another task's; and its arguments have to be JSON.
+    Nothing is sent to the connection: the job stays in memory, also when the transaction is rolled back.
     """
+
+    def execute_query(self, query: LiteralString, **arguments: Any) -> None:
+        with self._checked(ambient.connection(query), query, arguments, is_async=False):
+            super().execute_query(query, **arguments)
+
+    def execute_query_one(self, query: LiteralString, **arguments: Any) -> dict[str, Any]:
+        with self._checked(ambient.connection(query), query, arguments, is_async=False):
+            return super().execute_query_one(query, **arguments)
+
+    def execute_query_all(self, query: LiteralString, **arguments: Any) -> Rows:
+        with self._checked(ambient.connection(query), query, arguments, is_async=False):
+            return super().execute_query_all(query, **arguments)
+
+    async def execute_query_async(self, query: str, **arguments: Any) -> None:
+        with self._checked(ambient.connection(query), query, arguments, is_async=True):
+            await super().execute_query_async(query, **arguments)
+
+    async def execute_query_one_async(self, query: str, **arguments: Any) -> dict[str, Any]:
+        with self._checked(ambient.connection(query), query, arguments, is_async=True):
+            return await super().execute_query_one_async(query, **arguments)
+
+    async def execute_query_all_async(self, query: str, **arguments: Any) -> Rows:
+        with self._checked(ambient.connection(query), query, arguments, is_async=True):
+            return await super().execute_query_all_async(query, **arguments)
 
     def execute_query_one_with_connection(
         self, connection: object, query: str, **arguments: Any
     ) -> dict[str, Any]:
-        _checked(connection, self).execute_query(query, **arguments)
-        return super().execute_query_one_with_connection(connection, query, **arguments)
+        with self._checked(connection, query, arguments, is_async=False):
+            return super().execute_query_one_with_connection(connection, query, **arguments)
 
     def execute_query_all_with_connection(
         self, connection: object, query: str, **arguments: Any
     ) -> Rows:
-        _checked(connection, self).execute_query(query, **arguments)
-        return super().execute_query_all_with_connection(connection, query, **arguments)
+        with self._checked(connection, query, arguments, is_async=False):
+            return super().execute_query_all_with_connection(connection, query, **arguments)
 
     async def execute_query_one_async_with_connection(
         self, connection: object, query: str, **arguments: Any
     ) -> dict[str, Any]:
-        await _checked(connection, self).execute_query_async(query, **arguments)
-        return await super().execute_query_one_async_with_connection(connection, query, **arguments)
+        with self._checked(connection, query, arguments, is_async=True):
+            return await super().execute_query_one_async_with_connection(
+                connection, query, **arguments
+            )
 
     async def execute_query_all_async_with_connection(
         self, connection: object, query: str, **arguments: Any
     ) -> Rows:
-        await _checked(connection, self).execute_query_async(query, **arguments)
-        return await super().execute_query_all_async_with_connection(connection, query, **arguments)
+        with self._checked(connection, query, arguments, is_async=True):
+            return await super().execute_query_all_async_with_connection(
+                connection, query, **arguments
+            )
+
+    @contextmanager
+    def _checked(
+        self, connection: object, query: str, arguments: dict[str, Any], *, is_async: bool
+    ) -> Generator[None]:
+        if connection is not None:
+            describe(connection)  # refuses what no plugin takes
+            mode = connection.outside_transaction if isinstance(connection, External) else None
+            unsent = _Unsent(
+                unwrap(connection), json_dumps=self.json_dumps, outside_transaction=mode
+            )
+            unsent.run_query(query, arguments, is_async=is_async)
+        # A sync call goes on as an async one in a task of its own, which must not be asked again.
+        with ambient.outside():
+            yield
 
 
 class _Unsent(ExternalConnector):
     """Does all that comes before a statement is sent."""
 
-    async def _send(self, query: str, arguments: dict[str, Any], **colour: bool) -> Rows:
+    def _send(self, query: str, arguments: dict[str, Any], **how: bool) -> Rows:
         encode(query, arguments, self.json_dumps)
         return []
-
-
-def _checked(connection: object, connector: InMemoryConnector) -> _Unsent:
-    describe(connection)  # refuses what no plugin takes
-    mode = connection.outside_transaction if isinstance(connection, External) else None
-    return _Unsent(unwrap(connection), json_dumps=connector.json_dumps, outside_transaction=mode)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from procrastinate.exceptions import ConnectorException
+
+from ..base import finish
+from ..connector import ExternalConnector
 from ..drivers import execute_on_held
 from ..exceptions import OutsideTransaction, SyncAsyncMismatch
 from ..hookspecs import Rows
@@ -19,11 +23,12 @@ def rolled_back(conn: C) -> RolledBack[C]:
     """Undo at the end of the ``with`` or ``async with`` block what was done on *conn* in it.
 
     Everything in the block stands behind a savepoint, so that *conn* itself is left as it was. A commit would get past
-    that, and fails the test.
+    that, and fails the test, unless *conn* is closed in the block, too.
 
     :param conn: any connection that a plugin takes, in a transaction or about to begin one.
     :returns: a context manager, sync or async as *conn* is, that yields *conn*.
     :raises OutsideTransaction: on entering the block, if *conn* commits each statement by itself.
+    :raises UnusableConnection: on entering it, if *conn* is closed or its transaction has failed.
     :raises AssertionError: on leaving it, if *conn* was committed.
     """
     return RolledBack(conn)
@@ -37,38 +42,42 @@ class RolledBack(Generic[C]):
         self._transaction = 0
 
     def __enter__(self) -> C:
-        self._check(is_async=False)
-        _finish(self._begin())
+        finish(self._begin(is_async=False))
         return self._conn
 
     def __exit__(self, *exc: object) -> None:
-        _finish(self._end())
+        finish(self._end())
 
     async def __aenter__(self) -> C:
-        self._check(is_async=True)
-        await self._begin()
+        await self._begin(is_async=True)
         return self._conn
 
     async def __aexit__(self, *exc: object) -> None:
         await self._end()
 
-    def _check(self, *, is_async: bool) -> None:
+    async def _begin(self, *, is_async: bool) -> None:
         description = describe(self._conn)
         if description.is_async is not is_async:
             raise SyncAsyncMismatch(
                 f"rolled_back() of this {description.driver} connection is entered with "
                 f"`{'async with' if description.is_async else 'with'}`"
             )
+        outside = OutsideTransaction(
+            f"this {description.driver} connection is not in a transaction and commits each statement by itself, "
+            "so that nothing can be rolled back: open a transaction first"
+        )
         if description.state == "autocommit":
-            raise OutsideTransaction(
-                f"this {description.driver} connection is not in a transaction and commits each statement by itself, "
-                "so that nothing can be rolled back: open a transaction first"
-            )
-
-    async def _begin(self) -> None:
-        [row] = await self._send("SELECT txid_current() AS xid")
+            raise outside
+        connector = ExternalConnector(unwrap(self._conn))
+        query = "SELECT txid_current() AS xid"
+        [row] = await _received(connector.run_query(query, {}, is_async=is_async))
         self._transaction = row["xid"]
-        await self._send("SAVEPOINT rolled_back")
+        try:
+            await _received(connector.run_query("SAVEPOINT rolled_back", {}, is_async=is_async))
+        except ConnectorException as exc:
+            if description.state == "unknown":  # to us, but not to the server
+                raise outside from exc
+            raise
 
     async def _end(self) -> None:
         if describe(self._conn).state == "closed":
@@ -78,8 +87,14 @@ class RolledBack(Generic[C]):
             [row] = await self._send(f"SELECT txid_status({self._transaction}) AS fate")
             fate = row["fate"]
         if fate == "in progress":
-            await self._send("ROLLBACK TO SAVEPOINT rolled_back")
-            await self._send("RELEASE SAVEPOINT rolled_back")
+            try:
+                await self._send("ROLLBACK TO SAVEPOINT rolled_back")
+                await self._send("RELEASE SAVEPOINT rolled_back")
+            except Exception as exc:
+                raise AssertionError(
+                    "the transaction ended inside rolled_back(), and one that was begun since has failed, so that "
+                    "nobody can tell whether the first was committed: roll back after an error"
+                ) from exc
         elif fate == "committed":
             raise AssertionError(
                 "the transaction was committed inside rolled_back(), so that its rows and jobs are there to stay: let "
@@ -87,10 +102,8 @@ class RolledBack(Generic[C]):
             )
 
     async def _send(self, query: str) -> Rows:
-        result = execute_on_held(unwrap(self._conn), query, {})
-        return result if isinstance(result, list) else await result
+        return await _received(execute_on_held(unwrap(self._conn), query, {}))
 
 
-def _finish(coroutine: Coroutine[Any, Any, None]) -> None:
-    with suppress(StopIteration):  # on a sync connection, nothing in it suspends
-        coroutine.send(None)
+async def _received(result: Rows | Awaitable[Rows]) -> Rows:
+    return result if isinstance(result, list) else await result
