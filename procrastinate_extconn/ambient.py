@@ -95,9 +95,10 @@ def connection(query: str | None) -> object | None:
     if block.conn is None or block.owner != _here():
         raise ExternalConnectionError(
             "this call inherited a using() block from the task or thread that started it, and the connection belongs "
-            "to that one: two of them would interleave their statements on it. Defer from the task or thread that "
-            "entered the block, pass configure(connection=...) a connection of this one's own, or start it with an "
-            "empty context (contextvars.Context())."
+            "to that one: two of them would interleave their statements on it. (asyncio.create_task, gather, to_thread "
+            "and, before Python 3.12, wait_for start one.) Defer from the task or thread that entered the block, pass "
+            "configure(connection=...) a connection of this one's own, or start it with an empty context "
+            "(contextvars.Context())."
         )
     return block.conn
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -184,6 +185,18 @@ async def test_a_child_task_is_refused(dsn: str, task: Task) -> None:
             with pytest.raises(extconn.ExternalConnectionError, match="belongs to"):
                 await asyncio.create_task(task.defer_async())
             assert await task.defer_async()
+        await conn.rollback()
+
+
+async def test_what_starts_a_task_is_named(dsn: str, task: Task) -> None:
+    """`wait_for` defers like any other call, or, on a Python where it starts a task, is named by the error."""
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        with extconn.using(conn):
+            if sys.version_info >= (3, 12):
+                assert await asyncio.wait_for(task.defer_async(), 60)
+            else:
+                with pytest.raises(extconn.ExternalConnectionError, match="wait_for"):
+                    await asyncio.wait_for(task.defer_async(), 60)
         await conn.rollback()
 
 
