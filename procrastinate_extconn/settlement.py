@@ -12,6 +12,7 @@ import contextlib
 import functools
 import inspect
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
@@ -66,8 +67,8 @@ def expect(job: Job) -> None:
 
     :raises ExternalConnectionError: if this version of Procrastinate has another worker than the one known here.
     """
-    for (cls, name), wrap in _WRAPPERS.items():
-        if not patching.wrap_method(cls, name, wrap):
+    for (cls, name), handle in _HANDLERS.items():
+        if not patching.wrap_method(cls, name, functools.partial(_wrap, handle=handle)):
             raise ExternalConnectionError(
                 f"this version of Procrastinate has no {cls.__name__}.{name}, so its worker would not accept a job "
                 "that its task has completed: use a version that procrastinate-extconn is tested with"
@@ -77,20 +78,17 @@ def expect(job: Job) -> None:
 
 
 class _Call:
-    """A call that was meant for Procrastinate, to be passed on with other arguments."""
+    """A call that was meant for Procrastinate, to be passed on, maybe with other arguments."""
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        signature: inspect.Signature,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], bound: inspect.BoundArguments) -> None:
         self._function = function
-        self.arguments = signature.bind(*args, **kwargs).arguments
+        self._signature = bound.signature
+        self.arguments = bound.arguments
 
     def __call__(self, **changes: Any) -> Any:
-        return self._function(**{**self.arguments, **changes})
+        arguments = OrderedDict({**self.arguments, **changes})
+        bound = inspect.BoundArguments(self._signature, arguments)
+        return self._function(*bound.args, **bound.kwargs)
 
 
 class _Ending:
@@ -246,81 +244,64 @@ def _ending_of(job: object) -> _Ending | None:
 # -- Procrastinate's methods ------------------------------------------------------------------------------------------
 
 
-def _wrap_log_job_outcome(original: Callable[..., None]) -> Callable[..., None]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def log_job_outcome(*args: Any, **kwargs: Any) -> None:
-        call = _Call(original, signature, args, kwargs)
-        ending = _ending_of(getattr(call.arguments.get("context"), "job", None))
-        if ending is None:
-            original(*args, **kwargs)
-        else:
-            ending.log_outcome = call  # The row has the last word, and has not been asked yet.
-
-    return log_job_outcome
+def _log_job_outcome(call: _Call) -> None:
+    ending = _ending_of(getattr(call.arguments.get("context"), "job", None))
+    if ending is None:
+        call()
+    else:
+        ending.log_outcome = call  # The row has the last word, and has not been asked yet.
 
 
-def _wrap_persist_job_status(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    async def persist_job_status(*args: Any, **kwargs: Any) -> None:
-        call = _Call(original, signature, args, kwargs)
-        ending = _ending_of(call.arguments.get("job"))
-        if ending is None:
-            await original(*args, **kwargs)
-        else:
-            await ending.persist(call)
-
-    return persist_job_status
+async def _persist_job_status(call: _Call) -> None:
+    ending = _ending_of(call.arguments.get("job"))
+    await (call() if ending is None else ending.persist(call))
 
 
-def _wrap_finish_job(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    async def finish_job(*args: Any, **kwargs: Any) -> None:
-        call = _Call(original, signature, args, kwargs)
-        ending = _ending_of(call.arguments.get("job"))
-        if ending is None or ending.fate is Fate.RUNNING:
-            await original(*args, **kwargs)
-        elif ending.fate is Fate.COMPLETED and call.arguments["delete_job"]:
-            manager: JobManager = call.arguments["self"]
-            await manager.connector.execute_query_async(_DELETE, job_id=ending.job.id)
-
-    return finish_job
+async def _finish_job(call: _Call) -> None:
+    ending = _ending_of(call.arguments.get("job"))
+    if ending is None or ending.fate is Fate.RUNNING:
+        await call()
+    elif ending.fate is Fate.COMPLETED and call.arguments["delete_job"]:
+        manager: JobManager = call.arguments["self"]
+        await manager.connector.execute_query_async(_DELETE, job_id=ending.job.id)
 
 
-def _wrap_unregister_worker(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    async def unregister_worker(*args: Any, **kwargs: Any) -> None:
-        call = _Call(original, signature, args, kwargs)
-        worker_id = call.arguments["worker_id"]
-        endings = [
-            ending
-            for ending in _open.get(call.arguments["self"], ())
-            if ending.job.worker_id == worker_id
-        ]
-        if all(await asyncio.gather(*(ending.last_look() for ending in endings))):
-            await original(*args, **kwargs)
-        else:
-            # Deleting the worker's row means an update of the job's, which would wait for the open transaction.
-            logger.warning(
-                "Worker %s stays registered, as a transaction of one of its tasks is still open. Its heartbeat has "
-                "ended, so once that transaction is rolled back the job is found among the stalled jobs",
-                worker_id,
-                extra={"action": "worker_left_registered", "worker_id": worker_id},
-            )
-
-    return unregister_worker
+async def _unregister_worker(call: _Call) -> None:
+    worker_id = call.arguments["worker_id"]
+    endings = [
+        ending
+        for ending in _open.get(call.arguments["self"], ())
+        if ending.job.worker_id == worker_id
+    ]
+    if all(await asyncio.gather(*(ending.last_look() for ending in endings))):
+        await call()
+    else:
+        # Deleting the worker's row means an update of the job's, which would wait for the open transaction.
+        logger.warning(
+            "Worker %s stays registered, as a transaction of one of its tasks is still open. Its heartbeat has "
+            "ended, so once that transaction is rolled back the job is found among the stalled jobs",
+            worker_id,
+            extra={"action": "worker_left_registered", "worker_id": worker_id},
+        )
 
 
-_WRAPPERS: dict[tuple[type, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    (Worker, "_log_job_outcome"): _wrap_log_job_outcome,
-    (Worker, "_persist_job_status"): _wrap_persist_job_status,
-    (JobManager, "finish_job"): _wrap_finish_job,
-    (JobManager, "unregister_worker"): _wrap_unregister_worker,
+_HANDLERS: dict[tuple[type, str], Callable[[_Call], Any]] = {
+    (Worker, "_log_job_outcome"): _log_job_outcome,
+    (Worker, "_persist_job_status"): _persist_job_status,
+    (JobManager, "finish_job"): _finish_job,
+    (JobManager, "unregister_worker"): _unregister_worker,
 }
+"""(class, method) -> what is done with a call of it."""
+
+
+def _wrap(original: Callable[..., Any], handle: Callable[[_Call], Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return handle(_Call(original, signature.bind(*args, **kwargs)))
+
+    async def async_method(*args: Any, **kwargs: Any) -> Any:
+        return await method(*args, **kwargs)
+
+    is_async = inspect.iscoroutinefunction(original)
+    return functools.wraps(original)(async_method if is_async else method)

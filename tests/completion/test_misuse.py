@@ -99,7 +99,7 @@ async def test_another_worker_than_the_known_one_is_refused(
 ) -> None:
     """A Procrastinate whose worker ends jobs in some other way fails the task, not the guarantee."""
     refused: list[str] = []
-    monkeypatch.setitem(settlement._WRAPPERS, (Worker, "_renamed"), lambda original: original)
+    monkeypatch.setitem(settlement._HANDLERS, (Worker, "_renamed"), lambda call: call())
 
     async def body(context: procrastinate.JobContext, held: Held, complete: Complete) -> None:
         await write(context, held)
