@@ -77,7 +77,8 @@ def commit(response: Response) -> Response:
 @web.teardown_request
 def end(exception: BaseException | None) -> None:
     """Roll back what is left."""
-    g.block.close()
+    if "block" in g:  # another hook may have answered before
+        g.block.close()
     session.remove()
 
 
