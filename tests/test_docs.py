@@ -42,7 +42,7 @@ BLOCK = re.compile(
 )
 RUN_OR_NOT_PYTHON = re.compile(
     r"```(python|console|text|sql|\{(toctree|eval-rst|image|include)\}.*"
-    r"|\{literalinclude\} \.\./examples/(\w+/.*|test_\w+\.py))"
+    r"|\{literalinclude\} (\w+\.txt|\.\./examples/(\w+/.*|test_\w+\.py)))"
 )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class StrictInMemoryConnector(InMemoryConnector):
     """An `InMemoryConnector` that refuses the connections which a real connector would refuse.
 
-    A job that is deferred with ``connection=`` or in a `using` block needs an open connection of the call's own
+    A job that is deferred with ``connection=`` or in a ``using()`` block needs an open connection of the call's own
     colour: not a pool, not a closed connection, not a stand-in, not another task's; and its arguments have to be JSON.
     Nothing is sent to the connection: the job stays in memory, also when the transaction is rolled back.
     """
