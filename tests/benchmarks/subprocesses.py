@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 _IMPORTS = """
-import sys, time
-start = time.process_time()
+import time
+
+def cost():
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return time.process_time(), int(status["VmRSS"].split()[0]) * 1024
+
+costs = [cost()]
 import procrastinate
-{more}
-seconds = time.process_time() - start
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(seconds, int(status["VmRSS"].split()[0]) * 1024)
+costs.append(cost())
+import procrastinate_extconn
+procrastinate_extconn.install()
+costs.append(cost())
+print(*(now - then for before, after in zip(costs, costs[1:]) for then, now in zip(before, after)))
 """
-_OURS = "import procrastinate_extconn; procrastinate_extconn.install()"
 
 
 class Cost(NamedTuple):
@@ -28,22 +33,10 @@ class Cost(NamedTuple):
 
 
 def import_costs(rounds: int) -> tuple[Cost, Cost]:
-    """What ours takes beside Procrastinate's own, pair by pair; and Procrastinate's own."""
-    pairs = [(_import(_OURS), _import("")) for _ in range(rounds + 1)][1:]
-    more = Cost(
-        statistics.median(ours.seconds - theirs.seconds for ours, theirs in pairs),
-        statistics.median(ours.bytes - theirs.bytes for ours, theirs in pairs),
-    )
-    own = Cost(
-        statistics.median(theirs.seconds for _, theirs in pairs),
-        statistics.median(theirs.bytes for _, theirs in pairs),
-    )
-    return more, own
-
-
-def _import(more: str) -> Cost:
-    seconds, size = _run("-c", _IMPORTS.format(more=more)).split()
-    return Cost(float(seconds), float(size))
+    """What ours takes after Procrastinate's own; and Procrastinate's own."""
+    runs = [[float(figure) for figure in _run("-c", _IMPORTS).split()] for _ in range(rounds + 1)]
+    seconds, size, more_seconds, more_size = map(statistics.median, zip(*runs[1:], strict=True))
+    return Cost(more_seconds, more_size), Cost(seconds, size)
 
 
 def peak_memory(dsn: str, count: int) -> float:
