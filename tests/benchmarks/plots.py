@@ -61,6 +61,7 @@ def _throughput(curves: Mapping[str, Mapping[str, float]], path: Path) -> None:
         axes.plot(sizes, list(points.values()), marker="o", label=name, **line)
     axes.set(xscale="log", yscale="log", xlabel="jobs in one call", ylabel="jobs a second")
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_minor_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(visible=True, which="major")
     axes.legend()
