@@ -123,6 +123,11 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a synchronous call suspended")
 
 
+async def received(result: Rows | Awaitable[Rows]) -> Rows:
+    """The rows, awaited if they need to be."""
+    return result if isinstance(result, list) else await result
+
+
 def _first(rows: Rows) -> dict[str, Any]:
     if not rows:
         raise NoResult

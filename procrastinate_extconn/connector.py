@@ -10,7 +10,7 @@ from typing import Any
 from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
-from .base import OneBodyConnector, finish
+from .base import OneBodyConnector, finish, received
 from .exceptions import PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .hookspecs import Rows
@@ -121,8 +121,7 @@ class ExternalConnector(OneBodyConnector):
     async def _send_isolated(
         self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows:
-        result = self._send(query, arguments, is_async=is_async, isolated=True)
-        return result if isinstance(result, list) else await result
+        return await received(self._send(query, arguments, is_async=is_async, isolated=True))
 
     def _translated(
         self, exc: Exception, arguments: dict[str, Any], *, isolated: bool

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from . import ambient, server_errors, wire
-from .base import OneBodyConnector, finish
+from .base import OneBodyConnector, finish, received
 from .connector import ExternalConnector
 from .exceptions import SyncAsyncMismatch, UnsupportedConnection
 from .fallback import install_line, known_driver, type_name
@@ -101,8 +101,7 @@ class PoolConnector(OneBodyConnector):
             json_loads=self.json_loads,
             outside_transaction=mode,
         )
-        result = connector.run_query(query, arguments, is_async=is_async)
-        return result if isinstance(result, list) else await result
+        return await received(connector.run_query(query, arguments, is_async=is_async))
 
     def _unsupported(self) -> UnsupportedConnection:
         asked = plugins().names("connect_external")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
 from procrastinate.exceptions import ConnectorException
 
-from ..base import finish
+from ..base import finish, received
 from ..connector import ExternalConnector
 from ..drivers import execute_on_held
 from ..exceptions import OutsideTransaction, SyncAsyncMismatch
@@ -70,10 +69,10 @@ class RolledBack(Generic[C]):
             raise outside
         connector = ExternalConnector(unwrap(self._conn))
         query = "SELECT txid_current() AS xid"
-        [row] = await _received(connector.run_query(query, {}, is_async=is_async))
+        [row] = await received(connector.run_query(query, {}, is_async=is_async))
         self._transaction = row["xid"]
         try:
-            await _received(connector.run_query("SAVEPOINT rolled_back", {}, is_async=is_async))
+            await received(connector.run_query("SAVEPOINT rolled_back", {}, is_async=is_async))
         except ConnectorException as exc:
             if description.state == "unknown":  # to us, but not to the server
                 raise outside from exc
@@ -102,8 +101,4 @@ class RolledBack(Generic[C]):
             )
 
     async def _send(self, query: str) -> Rows:
-        return await _received(execute_on_held(unwrap(self._conn), query, {}))
-
-
-async def _received(result: Rows | Awaitable[Rows]) -> Rows:
-    return result if isinstance(result, list) else await result
+        return await received(execute_on_held(unwrap(self._conn), query, {}))
