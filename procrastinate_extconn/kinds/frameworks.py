@@ -81,7 +81,8 @@ async def _tortoise(dsn: str, driver: str) -> AsyncGenerator[Held]:
 
 @asynccontextmanager
 async def _piccolo(dsn: str) -> AsyncGenerator[Held]:
-    engine = import_module("piccolo.engine.postgres").PostgresEngine(address_of(dsn))
+    # Older versions create one, unless told otherwise.
+    engine = import_module("piccolo.engine.postgres").PostgresEngine(address_of(dsn), extensions=())
     async with engine.transaction() as transaction:
 
         async def execute(sql: str) -> list[tuple[Any, ...]]:

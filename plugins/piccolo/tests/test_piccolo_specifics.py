@@ -18,7 +18,7 @@ from procrastinate_extconn.testing.contract.database import Database
 @pytest.fixture
 def engine(dsn: str) -> Any:
     """Make an engine."""
-    return PostgresEngine({"dsn": dsn})
+    return PostgresEngine({"dsn": dsn}, extensions=())
 
 
 async def test_pool(engine: Any, database: Database, ship: Any) -> None:
