@@ -15,12 +15,14 @@ from .plugins import plugins
 __all__ = [
     "Classes",
     "Refusal",
+    "array_literal",
     "describe_held",
     "execute_on_held",
     "libpq_state",
     "named",
     "numeric",
     "positional",
+    "require_encodable",
     "require_postgresql",
     "rows",
 ]
@@ -143,6 +145,16 @@ def require_encodable(args: Mapping[str, Value], encoding: str) -> None:
     for value in args.values():
         if isinstance(value, str):
             value.encode(encoding)
+
+
+def array_literal(values: Sequence[int] | Sequence[str]) -> str:
+    """PostgreSQL's text for an array, each element quoted, for a driver whose own may leave something out.
+
+    >>> array_literal(["a", "null"])
+    '{"a","null"}'
+    """
+    quoted = [re.sub(r'(["\\])', r"\\\1", str(value)) for value in values]
+    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 
 
 def describe_held(conn: object) -> Description | None:

@@ -10,6 +10,7 @@ from typing import Any
 from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
+    array_literal,
     named,
     numeric,
     positional,
@@ -54,16 +55,12 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     if is_native is None:
         return None
     require_encodable(args, conn._client_encoding)
+    # In pg8000's own array a text ``null`` is NULL, and in older versions some white space is lost.
     sent = {
-        name: _array(value) if isinstance(value, list) else value for name, value in args.items()
+        name: array_literal(value) if isinstance(value, list) else value
+        for name, value in args.items()
     }
     return _run(conn, query, sent) if is_native else _execute(conn, query, sent)
-
-
-def _array(values: list[Any]) -> str:
-    """The literal of an array. In pg8000's own a text ``null`` is NULL."""
-    quoted = [re.sub(r'(["\\])', r"\\\1", str(value)) for value in values]
-    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 
 
 def _run(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:

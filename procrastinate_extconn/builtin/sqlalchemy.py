@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..drivers import (
     Classes,
     Refusal,
+    array_literal,
     describe_held,
     named,
     require_encodable,
@@ -78,6 +79,11 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
     if connection.dialect.driver == "pg8000":
         held: Any = connection.connection.driver_connection
         require_encodable(args, held._client_encoding)
+        # Some of what is in an array's texts, pg8000 would lose.
+        args = {
+            name: array_literal(value) if isinstance(value, list) else value
+            for name, value in args.items()
+        }
     result = connection.execute(_text(query), dict(args))
     if not result.returns_rows:
         return []

@@ -59,12 +59,11 @@ async def _tortoise(dsn: str, driver: str) -> AsyncGenerator[Held]:
     from tortoise.transactions import in_transaction
 
     database = {"engine": f"tortoise.backends.{driver}", "credentials": address_of(dsn)}
-    with warnings.catch_warnings():
-        # It wants a module with models, and warns of one without.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        await Tortoise.init(
-            config={"connections": {"default": database}, "apps": {"none": {"models": [__name__]}}}
-        )
+    # It wants a module with models, and warns of one without. Others may do the same meanwhile, so this is for good.
+    warnings.filterwarnings("ignore", 'Module ".*" has no models', RuntimeWarning)
+    await Tortoise.init(
+        config={"connections": {"default": database}, "apps": {"none": {"models": [__name__]}}}
+    )
     conn: Any
     try:
         async with in_transaction("default") as conn:

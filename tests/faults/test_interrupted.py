@@ -91,10 +91,12 @@ def test_cancelled(
     kind: Kind, dsn: str, rng: random.Random, audit: Callable, sized: Callable
 ) -> None:
     """Whenever the task is cancelled or its time is up, a rollback takes both, and a later transaction keeps both."""
+    # Before Python 3.12 wait_for starts a task, which has a session of its own.
+    is_of_a_task = "scoped" in kind.id
 
     async def interrupt(call: Call, within: float) -> None:
         delay = rng.uniform(0, within)
-        if kind.is_async and rng.random() < 0.5:
+        if kind.is_async and rng.random() < 0.5 and not is_of_a_task:
             await asyncio.wait_for(call, delay)
             return
         task = asyncio.current_task()

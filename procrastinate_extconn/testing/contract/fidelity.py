@@ -24,6 +24,11 @@ _HOSTILE_JOBS = [
     new_job({"text": text, text: 2**70}, lock=text, queueing_lock=text, scheduled_at=_INSTANT)
     for text in HOSTILE
 ]
+_HOSTILE_TEXTS: dict[str, Any] = {
+    **dict.fromkeys(["boolean", "bigint", "float", "text", "timestamptz"]),
+    "bigints": [],
+    "texts": [*HOSTILE, "null", "", "\f"],
+}
 _HOSTILE_SETTINGS = {
     "standard_conforming_strings": "off",
     "backslash_quote": "off",
@@ -58,6 +63,7 @@ class FidelityClauses:
 
     @few
     @given(sent=values)
+    @example(sent=_HOSTILE_TEXTS)
     @clause
     async def test_values_come_back(self, caller: Caller, sent: dict[str, Any]) -> None:
         """Each type of value that a plugin is asked to bind comes back equal, and literals stay as they are."""
