@@ -108,6 +108,7 @@ def test_driver(kind: Kind, dsn: str, task: Any) -> None:
     defer_in_trace(kind, dsn, task, str(instrumented_driver(kind)))
 
 
+@pytest.mark.filterwarnings("ignore:DB-API extension cursor.connection used")  # by OpenTelemetry
 @kinds(lambda kind: kind.plugin == "sqlalchemy")
 def test_sqlalchemy(kind: Kind, dsn: str, task: Any) -> None:
     """A job's INSERT is a span of SQLAlchemy, child of the caller's span, on every kind of connection."""
