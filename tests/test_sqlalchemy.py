@@ -168,7 +168,7 @@ def test_a_session_on_a_connection_is_part_of_its_transaction(
 )
 def test_another_database_is_refused_by_name(task: Any, hold: Callable[[Any], Any]) -> None:
     """A connection or session that is bound to SQLite is told that this is not PostgreSQL."""
-    engine = sa.create_engine("sqlite://")
+    engine = sa.create_engine("sqlite://", poolclass=sa.NullPool)
     with hold(engine) as conn, pytest.raises(extconn.UnsupportedConnection, match="sqlite"):
         task.configure(connection=conn).defer()
     engine.dispose()

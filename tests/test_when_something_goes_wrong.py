@@ -76,7 +76,7 @@ def an_engine(dsn: str, task: Task) -> None:
 def another_database(dsn: str, task: Task) -> None:
     """Defer on a connection to SQLite."""
     sqlalchemy = pytest.importorskip("sqlalchemy")
-    with sqlalchemy.create_engine("sqlite://").connect() as conn:
+    with sqlalchemy.create_engine("sqlite://", poolclass=sqlalchemy.NullPool).connect() as conn:
         task.configure(connection=conn).defer()
 
 

@@ -82,7 +82,10 @@ class Worker:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     async def run(self, *, wait: bool) -> None:
-        """Work, with a heart that beats fast."""
+        """Work, with a heart that beats fast where it is to be missed.
+
+        Before Python 3.12 a worker may wait for ever, at its end, for a heartbeat that was cancelled as it came.
+        """
         async with self.app.open_async():
             await self.app.run_worker_async(
                 concurrency=3,
@@ -90,7 +93,7 @@ class Worker:
                 listen_notify=False,
                 install_signal_handlers=False,
                 fetch_job_polling_interval=0.02,
-                update_heartbeat_interval=0.1,
+                update_heartbeat_interval=0.1 if wait else 10,
                 stalled_worker_timeout=1,
             )
 

@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("installed"),
     # A driver whose server has gone may leave its socket to the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*BufferedRWPair:pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
