@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
+_SPACE = "\N{NO-BREAK SPACE}"
+
+
 class Row(NamedTuple):
     """One line of the table."""
 
@@ -72,7 +75,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _amount(row.ours, row.unit),
         _amount(row.theirs, row.unit),
         _amount(row.figure, row.unit) if row.is_difference else f"{row.figure:.2f}",
-        ("≥ " if row.at_least else "≤ ") + goal,
+        f"{'≥' if row.at_least else '≤'}{_SPACE}{goal}",
         "met" if row.met else "missed",
     )
 
@@ -84,8 +87,8 @@ def _amount(value: float, unit: str) -> str:
     }
     for scale, name in scales[unit]:
         if abs(value) >= scale:
-            return f"{value / scale:.3g} {name}"
-    return f"{value:.3g} {unit}"
+            return f"{value / scale:.3g}{_SPACE}{name}"
+    return f"{value:.3g}{_SPACE}{unit}"
 
 
 def _rounded(value: Any) -> Any:
