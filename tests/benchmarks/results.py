@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
