@@ -257,7 +257,9 @@ async def test_a_worker_does_not_start_in_a_block(dsn: str, app: procrastinate.A
     """A worker that is started in a block is refused with the reason."""
     async with app.open_async(), await psycopg.AsyncConnection.connect(dsn) as conn:
         with extconn.using(conn), pytest.raises(extconn.ExternalConnectionError, match="worker"):
-            await app.run_worker_async(wait=False, install_signal_handlers=False)
+            await app.run_worker_async(
+                wait=False, listen_notify=False, install_signal_handlers=False
+            )
 
 
 async def test_a_worker_outside_is_not_affected(
@@ -273,7 +275,7 @@ async def test_a_worker_outside_is_not_affected(
 
     async with app.open_async():
         job_id = await nested.defer_async()
-        await app.run_worker_async(wait=False, install_signal_handlers=False)
+        await app.run_worker_async(wait=False, listen_notify=False, install_signal_handlers=False)
     assert [watch.job(one)["status"] for one in (job_id, job_id + 1)] == ["succeeded"] * 2
 
 

@@ -121,4 +121,6 @@ async def test_a_worker_does_not_run_on_an_external_connection(dsn: str) -> None
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
         app = procrastinate.App(connector=ExternalConnector(conn))
         with pytest.raises(ConnectorException, match="a worker does not run on"):
-            await app.run_worker_async(wait=False, install_signal_handlers=False)
+            await app.run_worker_async(
+                wait=False, listen_notify=False, install_signal_handlers=False
+            )

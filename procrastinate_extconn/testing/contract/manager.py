@@ -200,7 +200,9 @@ def _run_worker(database: Database) -> list[dict[str, Any]]:
 
     async def work() -> None:
         async with app.open_async():
-            await app.run_worker_async(wait=False, install_signal_handlers=False)
+            await app.run_worker_async(
+                wait=False, listen_notify=False, install_signal_handlers=False
+            )
 
     # In a thread, since there may be an event loop in this one.
     with ThreadPoolExecutor(1) as executor:
