@@ -6,6 +6,7 @@ import contextlib
 import gc
 import random
 from collections.abc import Callable
+from importlib.metadata import version
 
 import psycopg
 import pytest
@@ -28,6 +29,8 @@ def test_backend_killed(
     kind: Kind, dsn: str, rng: random.Random, audit: Callable, sized: Callable
 ) -> None:
     """Whenever `pg_terminate_backend` comes, the row and its job are both there or neither is."""
+    if kind.id == "asyncpg-pool" and version("asyncpg").startswith("0.29."):
+        pytest.skip("the pool of asyncpg 0.29 may wait for ever for a killed connection")
     ledger = Ledger(kind, dsn, rng)
     with psycopg.connect(dsn, autocommit=True) as killer:
 
