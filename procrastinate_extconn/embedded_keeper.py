@@ -154,8 +154,10 @@ class Cluster:
         """Wait until *server* takes connections, and return False if it ends instead."""
         deadline = time.monotonic() + START_TIMEOUT
         while server.poll() is None:
-            lines = self.pid_file.read_text().splitlines() if self.pid_file.exists() else []
-            # The file may still be that of a server that was killed.
+            lines: list[str] = []
+            # The file may still be that of a server that was killed, and go while we look.
+            with contextlib.suppress(FileNotFoundError):
+                lines = self.pid_file.read_text().splitlines()
             if len(lines) > 7 and lines[0] == str(server.pid) and lines[7].strip() == "ready":
                 return True
             if time.monotonic() > deadline:
