@@ -30,7 +30,7 @@ nitpick_ignore_regex = [
     ("py:class", r".*\.[CT]|(wire\.)?(Dumps|Loads|OutsideMode|Rows|State|Value)"),
     ("py:class", r"procrastinate_extconn\..*\.(External|RolledBack)"),
     # Parameters and attributes of what the docstring is about.
-    ("py:obj", "done|run|Description.state|PoolConnector"),
+    ("py:obj", "done|run|Description.state"),
 ]
 
 html_theme = "furo"

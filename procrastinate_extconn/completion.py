@@ -73,9 +73,7 @@ def _prepare(context: JobContext, connection: object) -> ExternalConnector | Non
             "starts, or patch(app)"
         )
     settlement.expect(context.job)
-    return ExternalConnector(
-        connection, outside_transaction=layer.patched.get(app_connector) if layer.patched else None
-    )
+    return ExternalConnector(connection, outside_transaction=layer.mode_of(app_connector))
 
 
 def _this_run(job: Job) -> dict[str, Any]:

@@ -15,14 +15,13 @@ from .plugins import plugins
 __all__ = [
     "Classes",
     "Refusal",
-    "array_literal",
     "describe_held",
     "execute_on_held",
     "libpq_state",
     "named",
     "numeric",
+    "pg8000_args",
     "positional",
-    "require_encodable",
     "require_postgresql",
     "rows",
 ]
@@ -135,24 +134,25 @@ def require_postgresql(conn: object, dialect: str) -> None:
         )
 
 
-def require_encodable(args: Mapping[str, Value], encoding: str) -> None:
-    """Refuse a text that is not in the connection's encoding, for a driver that sees it too late.
+def pg8000_args(args: Mapping[str, Value], encoding: str) -> dict[str, Value]:
+    """*args* as pg8000 can take them, by itself or under SQLAlchemy: an array goes as its literal.
 
-    With half of the statement sent, pg8000 takes each answer from then on for that to the next statement.
+    In pg8000's own array a text ``null`` is NULL, and in older versions some white space is lost.
 
-    :raises UnicodeEncodeError: for such a text.
+    :param encoding: the connection's.
+    :raises UnicodeEncodeError: for a text that the connection's encoding lacks. pg8000 sees it with half of the
+        statement sent, and takes each answer from then on for that to the next statement.
     """
     for value in args.values():
         if isinstance(value, str):
             value.encode(encoding)
+    return {
+        name: _array_literal(value) if isinstance(value, list) else value
+        for name, value in args.items()
+    }
 
 
-def array_literal(values: Sequence[int] | Sequence[str]) -> str:
-    """PostgreSQL's text for an array, each element quoted, for a driver whose own may leave something out.
-
-    >>> array_literal(["a", "null"])
-    '{"a","null"}'
-    """
+def _array_literal(values: list[int] | list[str]) -> str:
     quoted = [re.sub(r'(["\\])', r"\\\1", str(value)) for value in values]
     return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
 from .classes import Classes
@@ -40,14 +40,15 @@ _YET_TO_BE = Classes(
 )
 
 
-def known_driver(conn: object) -> str | None:
-    """The driver that *conn* is of, if its plugin is a package of its own."""
-    return _DRIVERS.find(conn)
-
-
 def install_line(driver: str) -> str:
     """The command that installs the plugin for *driver*."""
     return f"pip install procrastinate-extconn-{driver}"
+
+
+def missing_plugin(conn: object, installed: Collection[str]) -> str | None:
+    """What to do where *conn* is of a driver whose plugin is a package that is not among the *installed* ones."""
+    driver = _DRIVERS.find(conn)
+    return None if driver is None or driver in installed else f"Run `{install_line(driver)}`."
 
 
 def type_name(cls: type) -> str:
@@ -72,12 +73,11 @@ class Fallback:
 
     def refusal(self, conn: object) -> UnsupportedConnection:
         asked = self._asked()
-        driver = known_driver(conn)
-        advice = _YET_TO_BE.find(conn)
-        if driver is not None and driver not in asked:
-            advice = f"Run `{install_line(driver)}`."
-        elif advice is None:
-            advice = 'Pass an open connection, or write a plugin: see "Write a driver plugin" in the documentation.'
+        advice = (
+            missing_plugin(conn, asked)
+            or _YET_TO_BE.find(conn)
+            or 'Pass an open connection, or write a plugin: see "Write a driver plugin" in the documentation.'
+        )
         return UnsupportedConnection(
             f"procrastinate-extconn does not support external connections of type {type_name(type(conn))}: "
             f"no plugin takes it (asked: {', '.join(asked)}). {advice}"

@@ -80,8 +80,8 @@ def connect_external(
 ) -> AbstractContextManager[object] | AbstractAsyncContextManager[object] | None:
     """Lend a connection from *pool* in a transaction of its own, committed on a clean exit and rolled back otherwise.
 
-    What `PoolConnector` stands on. The context manager is sync or async as the pool is, and what it yields is taken
-    by `execute_on_external`. Never open, resize or close *pool*.
+    What `procrastinate_extconn.PoolConnector` stands on. The context manager is sync or async as the pool is, and what
+    it yields is taken by `execute_on_external`. Never open, resize or close *pool*.
 
     :param pool: the caller's pool or engine.
     :returns: a context manager that yields the connection, or None if *pool* is not yours.

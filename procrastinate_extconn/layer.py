@@ -28,6 +28,10 @@ class Layer:
             connector, InMemoryConnector
         )
 
+    def mode_of(self, connector: BaseConnector) -> OutsideMode | None:
+        """The transaction guard's mode that `patch` was given for *connector*, if any."""
+        return self.patched.get(connector) if self.patched else None
+
     def is_on_anywhere(self) -> bool:
         """Whether any connector does."""
         return self.installed or bool(self.patched) or bool(self.built_in)

@@ -132,7 +132,7 @@ class _SyncConnectorOf:
         handed_out = self._get()
         if handed_out is not self._connector and handed_out not in layer.patched:
             with _lock:
-                layer.patched[handed_out] = layer.patched.get(self._connector)
+                layer.patched[handed_out] = layer.mode_of(self._connector)
             self.connectors.append(handed_out)
         return handed_out
 
@@ -268,5 +268,5 @@ def _external(connector: Any, connection: object) -> ExternalConnector:
         # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.
         json_dumps=getattr(connector, "_json_dumps", None) or connector.json_dumps,
         json_loads=getattr(connector, "_json_loads", None) or connector.json_loads,
-        outside_transaction=layer.patched.get(connector) if layer.patched else None,
+        outside_transaction=layer.mode_of(connector),
     )

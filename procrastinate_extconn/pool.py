@@ -9,7 +9,7 @@ from . import ambient, server_errors, wire
 from .base import OneBodyConnector, finish, received
 from .connector import ExternalConnector
 from .exceptions import SyncAsyncMismatch, UnsupportedConnection
-from .fallback import install_line, known_driver, type_name
+from .fallback import missing_plugin, type_name
 from .hookspecs import Rows
 from .layer import layer
 from .options import OutsideMode
@@ -53,7 +53,7 @@ class PoolConnector(OneBodyConnector):
         if connection is None:
             connection = ambient.connection(query)
         if connection is not None:
-            mode = layer.patched.get(self)
+            mode = layer.mode_of(self)
             return await self._on(connection, query, arguments, mode, is_async=is_async)
         if query in WORKER_QUERIES:
             raise self.worker_refused()
@@ -105,11 +105,9 @@ class PoolConnector(OneBodyConnector):
 
     def _unsupported(self) -> UnsupportedConnection:
         asked = plugins().names("connect_external")
-        driver = known_driver(self._pool)
         advice = (
-            f"Run `{install_line(driver)}`."
-            if driver is not None and driver not in plugins().names()
-            else "Pass a connection pool or an engine, not a connection or a DSN."
+            missing_plugin(self._pool, plugins().names())
+            or "Pass a connection pool or an engine, not a connection or a DSN."
         )
         return UnsupportedConnection(
             f"{type(self).__name__} does not support pools of type {type_name(type(self._pool))}: no plugin takes it "

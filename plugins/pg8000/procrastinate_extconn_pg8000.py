@@ -10,11 +10,10 @@ from typing import Any
 from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
-    array_literal,
     named,
     numeric,
+    pg8000_args,
     positional,
-    require_encodable,
     rows,
 )
 from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
@@ -54,12 +53,7 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     is_native = _IS_NATIVE.find(conn)
     if is_native is None:
         return None
-    require_encodable(args, conn._client_encoding)
-    # In pg8000's own array a text ``null`` is NULL, and in older versions some white space is lost.
-    sent = {
-        name: array_literal(value) if isinstance(value, list) else value
-        for name, value in args.items()
-    }
+    sent = pg8000_args(args, conn._client_encoding)
     return _run(conn, query, sent) if is_native else _execute(conn, query, sent)
 
 

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..drivers import (
     Classes,
     Refusal,
-    array_literal,
     describe_held,
     named,
-    require_encodable,
+    pg8000_args,
     require_postgresql,
 )
 from ..exceptions import UnsupportedConnection
@@ -78,12 +77,7 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
     connection: Connection = target if _CONNECTION.find(target) else target.connection()
     if connection.dialect.driver == "pg8000":
         held: Any = connection.connection.driver_connection
-        require_encodable(args, held._client_encoding)
-        # Some of what is in an array's texts, pg8000 would lose.
-        args = {
-            name: array_literal(value) if isinstance(value, list) else value
-            for name, value in args.items()
-        }
+        args = pg8000_args(args, held._client_encoding)
     result = connection.execute(_text(query), dict(args))
     if not result.returns_rows:
         return []
