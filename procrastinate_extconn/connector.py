@@ -11,7 +11,7 @@ from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
 from .base import OneBodyConnector, finish, received
-from .exceptions import PluginWarning, SyncAsyncMismatch
+from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .hookspecs import Rows
 from .layer import layer
@@ -97,8 +97,11 @@ class ExternalConnector(OneBodyConnector):
                 return wire.decode(result, self.json_loads)
             if is_async:
                 return self._receive(result, arguments, isolated=isolated)
-            _discard(result)
-            error = self._mismatch(is_async=is_async)
+            if inspect.isawaitable(result):
+                _discard(result)
+                error = self._mismatch(is_async=is_async)
+            else:
+                error = self._no_rows(result)
         try:
             raise error
         finally:
@@ -154,9 +157,18 @@ class ExternalConnector(OneBodyConnector):
             "method of the same name that ends in _async"
         )
 
+    def _no_rows(self, result: object) -> ExternalConnectionError:
+        return ExternalConnectionError(
+            f"the plugin {self._taker()!r} returned {type_name(type(result))}, which are no rows: execute_on_external "
+            "returns a list of dicts. The statement may have run, so roll back."
+        )
+
+    def _taker(self) -> str:
+        return plugins().taker(self._conn) or "unknown"
+
     def _at_once(self) -> None:
         """A plugin without `describe_external` may answer an async call at once: say so, the loop was blocked."""
-        name = plugins().taker(self._conn) or "unknown"
+        name = self._taker()
         if name not in plugins().names("describe_external") and plugins().first_time(
             "at once", name
         ):

@@ -6,7 +6,7 @@ import logging
 import sys
 import textwrap
 import types
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +410,7 @@ def test_its_connection_is_in_an_unknown_state() -> None:
 class BlindAsyncDriver:
     """A plugin for asynchronous connections, without `describe_external`."""
 
-    def __init__(self, result: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, result: Callable[[], Any]) -> None:
         self.result = result
 
     @hookimpl
@@ -429,6 +429,13 @@ def test_an_awaitable_in_a_sync_call_is_a_mismatch() -> None:
     with pytest.raises(extconn.SyncAsyncMismatch, match="defer_async"):
         answer(AsyncFakeConnection())
     assert not ran
+
+
+def test_what_is_neither_rows_nor_awaitable_is_the_plugins_fault() -> None:
+    """A plugin that returns something else is named, rather than the connection blamed."""
+    extconn.register(BlindAsyncDriver(tuple), "odd")
+    with pytest.raises(extconn.ExternalConnectionError, match="the plugin 'odd' returned tuple"):
+        answer(AsyncFakeConnection())
 
 
 # -- what nobody takes ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import procrastinate
@@ -77,3 +78,21 @@ OURS = {
     False: task(procrastinate.SyncPsycopgConnector()),
     True: task(procrastinate.PsycopgConnector()),
 }
+
+
+def without_layer(run: Callable[[str], Any]) -> dict[bool, Any]:
+    """Tasks whose jobs become a text that *run* sends: less than that, no layer can do."""
+
+    class Connector(procrastinate.SyncPsycopgConnector):
+        def execute_query_all_with_connection(
+            self, connection: object, query: str, **arguments: Any
+        ) -> list[dict[str, Any]]:
+            return [{"id": row[0]} for row in run(wire.encode_jobs(arguments["jobs"]))]
+
+    class AsyncConnector(procrastinate.PsycopgConnector):
+        async def execute_query_all_async_with_connection(
+            self, connection: object, query: str, **arguments: Any
+        ) -> list[dict[str, Any]]:
+            return [{"id": row[0]} for row in await run(wire.encode_jobs(arguments["jobs"]))]
+
+    return {False: task(Connector()), True: task(AsyncConnector())}

@@ -22,6 +22,8 @@ class Row(NamedTuple):
     at_least: bool = False
     """Whether the figure should be as high as the goal; otherwise, as low."""
     is_difference: bool = False
+    at_best: float | None = None
+    """The figure if the layer did nothing at all, where that was measured too."""
 
     @property
     def met(self) -> bool:
@@ -55,8 +57,8 @@ class Results:
     def table(self) -> str:
         """Make a table in Markdown."""
         lines = [
-            ("what", "against", "ours", "theirs", "figure", "goal", ""),
-            ("---", "---", "---:", "---:", "---:", "---:", "---"),
+            ("what", "against", "ours", "theirs", "figure", "at best", "goal", ""),
+            ("---", "---", "---:", "---:", "---:", "---:", "---:", "---"),
             *(_cells(row) for row in self.rows),
         ]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -74,6 +76,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _amount(row.ours, row.unit),
         _amount(row.theirs, row.unit),
         _amount(row.figure, row.unit) if row.is_difference else f"{row.figure:.2f}",
+        "" if row.at_best is None else f"{row.at_best:.2f}",
         f"{'≥' if row.at_least else '≤'}{_SPACE}{goal}",
         "met" if row.met else "missed",
     )
