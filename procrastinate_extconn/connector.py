@@ -87,7 +87,7 @@ class ExternalConnector(OneBodyConnector):
     ) -> Rows | Awaitable[Rows]:
         query, args = wire.encode(query, arguments, self.json_dumps)
         try:
-            result: Rows | Awaitable[Rows] = plugins().execute(self._conn, query, args)
+            result = plugins().execute(self._conn, query, args)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments, isolated=isolated)
         else:
