@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,7 @@ pytest.importorskip("rich")
 from click.testing import CliRunner, Result
 
 from procrastinate_extconn.cli import demo
+from procrastinate_extconn.cli.demo.interrupts import Interrupts
 from procrastinate_extconn.cli.group import cli
 
 DEMO = [sys.executable, "-c", "from procrastinate_extconn.cli import main; main()", "demo"]
@@ -209,6 +211,21 @@ def test_not_as_it_should_be(
     assert "absent: pip install a-driver" in result.output
     assert "Not as it should be: 1 of 2 kinds of connection." in result.output
     assert not leftovers(dsn)
+
+
+def test_interrupted_where_nothing_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C in a weak reference's callback is no error to report, and ends the demo a little later."""
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    dropped = {1}
+    reference = weakref.ref(dropped, lambda _: signal.raise_signal(signal.SIGINT))
+    with Interrupts() as interrupts:
+        with interrupts.allowed():
+            del dropped
+        assert reference() is None
+        with pytest.raises(KeyboardInterrupt), interrupts.allowed():
+            pass
+    assert not reported
 
 
 def _read_until(stream: IO[str], stage: str) -> None:

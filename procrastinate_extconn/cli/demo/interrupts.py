@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import Generator
 from types import FrameType
 from typing import Any
@@ -25,9 +26,11 @@ class Interrupts:
         """The first signal that came."""
         self._allowed = False
         self._previous: dict[int, Any] = {}
+        self._report: Any = None
 
     def __enter__(self) -> Interrupts:
         logging.getLogger("asyncio").addFilter(self._is_of_interest)
+        self._report, sys.unraisablehook = sys.unraisablehook, self._unraisable
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -37,10 +40,16 @@ class Interrupts:
             signal.signal(number, handler)
         if not self.received:
             logging.getLogger("asyncio").removeFilter(self._is_of_interest)
+            sys.unraisablehook = self._report
 
     def _is_of_interest(self, record: logging.LogRecord) -> bool:
         # A task of some driver's that was interrupted too: asyncio tells so, maybe as late as at the exit.
         return not self.received
+
+    def _unraisable(self, exception: sys.UnraisableHookArgs) -> None:
+        # A signal may come where nothing can be raised, as while an import drops its lock: the next block raises it.
+        if not (self.received and issubclass(exception.exc_type, KeyboardInterrupt)):
+            self._report(exception)
 
     @contextlib.contextmanager
     def allowed(self) -> Generator[None]:
