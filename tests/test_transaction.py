@@ -60,8 +60,9 @@ def describe(external: External) -> extconn.Description:
 
 
 def asked(wiretap: Wiretap) -> list[Message]:
-    """What was sent since the last look. Close and Sync are not: psqlpy tidies up when its own thread comes to it."""
-    return [message for message in wiretap.take() if message.type not in "CS"]
+    """What the server was asked since the last look. What tidies up behind an earlier call may arrive late."""
+    tidying_up = ("C", "S", "X")  # Close, Sync, Terminate
+    return [message for message in wiretap.take() if message.type not in tidying_up]
 
 
 # -- describe ---------------------------------------------------------------------------------------------------------
