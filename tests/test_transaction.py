@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from holding import External, FakeConnection, FakeDriver, Watch, hold
 from procrastinate.manager import JobManager
-from wiretap import Message, Wiretap, tapped
+from wiretap import Wiretap, asked, tapped
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
@@ -59,12 +59,6 @@ def describe(external: External) -> extconn.Description:
     return external.run(lambda: extconn.describe(external.conn))
 
 
-def asked(wiretap: Wiretap) -> list[Message]:
-    """What the server was asked since the last look. What tidies up behind an earlier call may arrive late."""
-    tidying_up = ("C", "S", "X")  # Close, Sync, Terminate
-    return [message for message in wiretap.take() if message.type not in tidying_up]
-
-
 # -- describe ---------------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +85,7 @@ def test_nothing_is_sent(external: External, wiretap: Wiretap) -> None:
             states.append("error")
         wiretap.take()
         states.append(describe(external).state)
-        assert not asked(wiretap)
+        assert not asked(wiretap.take())
     assert states[0] in ("in_transaction", "unknown")
     assert states[1] == "error"
 
@@ -146,7 +140,7 @@ def test_an_error_sends_nothing(
     with pytest.raises(extconn.OutsideTransaction):
         committing.batch_defer(task, {}, {})
     assert FIX[committing.kind.plugin] in str(caught.value)
-    assert not asked(wiretap)
+    assert not asked(wiretap.take())
     assert watch.jobs() == []
 
 

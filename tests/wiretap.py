@@ -103,6 +103,11 @@ def statements(sent: list[Message]) -> list[str]:
     return [message.body.decode(errors="replace") for message in sent if message.type in "QB"]
 
 
+def asked(sent: list[Message]) -> list[Message]:
+    """What the server was asked to do. What tidies up behind an earlier call may come late: Close, Sync, Terminate."""
+    return [message for message in sent if message.type not in "CSX"]
+
+
 def round_trips(sent: list[Message]) -> int:
     """How often the client asked for an answer: Query, Sync and Flush each do."""
     return sum(message.type in "QSH" for message in sent)

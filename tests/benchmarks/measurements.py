@@ -96,12 +96,16 @@ def _without_layer(holder: Holder) -> dict[bool, Any]:
 
 
 def _times(
-    what: str, against: str, result: Race, goal: float, *, at_best: float | None = None
+    what: str, against: str, result: Race, goal: float, *, at_best: str | None = None
 ) -> Row:
-    """A row for what should take at most *goal* times as long as theirs."""
+    """A row for what should take at most *goal* times as long as theirs.
+
+    :param at_best: what does the same without the layer.
+    """
     seconds = result.median("ours"), result.median("theirs")
     ratio = result.ratio("ours", "theirs")
-    return Row(what, against, *seconds, "s", ratio, goal, at_best=at_best)
+    best = result.ratio(at_best, "theirs") if at_best else None
+    return Row(what, against, *seconds, "s", ratio, goal, at_best=best)
 
 
 def _faster(
@@ -181,8 +185,7 @@ def one_job_layer_alone(dsn: str, rounds: int, results: Results) -> None:
             }
             result = race(turns, rounds=rounds, calls=CALLS)
         what = f"one job through the layer, {name}, client CPU"
-        json = result.ratio("JSON", "theirs")
-        row = _times(what, "the same alone, text ready-made", result, 1.3, at_best=json)
+        row = _times(what, "the same alone, text ready-made", result, 1.3, at_best="JSON")
         results.rows.append(row)
         results.overhead[name] = {
             "raw": result.median("theirs"),
@@ -316,6 +319,20 @@ def many_plugins(dsn: str, rounds: int, results: Results) -> None:
     results.rows.append(_times(what, "without them", result, 1.05))
 
 
+def _all_of_ours(what: str, peer: str, result: Race) -> list[Row]:
+    """A row for each of ours in a race against *peer*, beside what does the same without the layer."""
+    at_best = {
+        "defer()": "no layer",
+        "batch_defer()": "no layer",
+        "the layer alone": "driver",
+    }
+    return [
+        _faster(what.format(ours), peer, result, 1, ours=ours, at_best=best)
+        for ours, best in at_best.items()
+        if ours in result.seconds
+    ]
+
+
 def against_peers(dsn: str, rounds: int, results: Results) -> None:
     """Compare one job and a batch with each peer, on the same connection."""
     contests: tuple[tuple[str, Hold, Callable[[Holder], peers.Peer]], ...] = (
@@ -328,28 +345,25 @@ def against_peers(dsn: str, rounds: int, results: Results) -> None:
     for name, hold, make in contests:
         with hold(dsn) as holder:
             peer = make(holder)
+            without = _without_layer(holder)
             one = {
                 "defer()": holder.turn(_defer(OURS, holder)),
                 "the layer alone": holder.turn(_layer(holder, 1)),
-                "no layer": holder.turn(_defer(_without_layer(holder), holder)),
+                "no layer": holder.turn(_defer(without, holder)),
                 "driver": holder.turn(_raw_with_json(holder, 1)),
                 "theirs": holder.turn(peer.one),
             }
             many = {
                 "batch_defer()": holder.turn(_batch_defer(OURS, holder, 1_000), WALL),
                 "the layer alone": holder.turn(_layer(holder, 1_000), WALL),
-                "no layer": holder.turn(_batch_defer(_without_layer(holder), holder, 1_000), WALL),
+                "no layer": holder.turn(_batch_defer(without, holder, 1_000), WALL),
                 "driver": holder.turn(_raw_with_json(holder, 1_000), WALL),
                 "theirs": holder.turn(partial(peer.many, orders), WALL),
             }
             result = race(one, rounds=rounds, calls=CALLS)
-            for ours, best in (("defer()", "no layer"), ("the layer alone", "driver")):
-                what = f"one job, {ours}, client CPU"
-                results.rows.append(_faster(what, name, result, 1, ours=ours, at_best=best))
+            results.rows += _all_of_ours("one job, {}, client CPU", name, result)
             result = race(many, rounds=rounds)
-            for ours, best in (("batch_defer()", "no layer"), ("the layer alone", "driver")):
-                what = f"1,000 jobs, {ours}, wall"
-                results.rows.append(_faster(what, name, result, 1, ours=ours, at_best=best))
+            results.rows += _all_of_ours("1,000 jobs, {}, wall", name, result)
         clear(dsn)
 
 
