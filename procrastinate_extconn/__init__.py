@@ -15,17 +15,17 @@ from .exceptions import (
 
 if TYPE_CHECKING:
     from .ambient import using
-    from .completion import complete, complete_async
+    from .completion.calls import complete, complete_async
     from .connector import ExternalConnector
-    from .hookspecs import Description, hookimpl
+    from .hookspecs import Description, Diagnostic, hookimpl
     from .options import external
     from .patching import install, patch, uninstall, unpatch
-    from .plugins import register, unregister
-    from .pool import PoolConnector
-    from .transaction import describe
+    from .plugins import describe, register, unregister
+    from .pool.connector import PoolConnector
 
 __all__ = [
     "Description",
+    "Diagnostic",
     "ExternalConnectionError",
     "ExternalConnector",
     "OutsideTransaction",
@@ -49,11 +49,12 @@ __all__ = [
 
 _HOMES = {
     "Description": "hookspecs",
+    "Diagnostic": "hookspecs",
     "ExternalConnector": "connector",
-    "PoolConnector": "pool",
-    "complete": "completion",
-    "complete_async": "completion",
-    "describe": "transaction",
+    "PoolConnector": "pool.connector",
+    "complete": "completion.calls",
+    "complete_async": "completion.calls",
+    "describe": "plugins",
     "external": "options",
     "hookimpl": "hookspecs",
     "install": "patching",

@@ -44,7 +44,7 @@ def using(conn: C) -> Generator[C]:
         raise ExternalConnectionError(
             "using() would do nothing, as no connector is patched: call procrastinate_extconn.install() first"
         )
-    from .transaction import describe
+    from .plugins import describe
 
     describe(conn)
     block = _Block(conn)

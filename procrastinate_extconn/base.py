@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Coroutine
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from procrastinate.connector import BaseConnector
 from procrastinate.exceptions import NoResult
@@ -14,8 +14,6 @@ from .exceptions import ExternalConnectionError
 if TYPE_CHECKING:
     from .hookspecs import Rows
     from .wire import Dumps, Loads
-
-T = TypeVar("T")
 
 
 class OneBodyConnector(BaseConnector):
@@ -110,22 +108,6 @@ class OneBodyConnector(BaseConnector):
             f"a worker does not run on {type(self).__name__}: it holds a connection for LISTEN, and takes and "
             "finishes jobs outside any transaction of yours. Run it with PsycopgConnector."
         )
-
-
-def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never suspends: how a synchronous call runs what an asynchronous one awaits."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a synchronous call suspended")
-
-
-async def received(result: Rows | Awaitable[Rows]) -> Rows:
-    """The rows, awaited if they need to be."""
-    return result if isinstance(result, list) else await result
 
 
 def _first(rows: Rows) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from typing import Any
 from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
-from .base import OneBodyConnector, finish, received
+from .base import OneBodyConnector
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
+from .guard import READY, guard, warn
 from .hookspecs import Rows
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
 from .queries import WORKER_QUERIES
-from .transaction import READY, guard, warn
+from .sync_async import discard, done, finish
 
 
 class ExternalConnector(OneBodyConnector):
@@ -98,7 +99,7 @@ class ExternalConnector(OneBodyConnector):
             if is_async:
                 return self._receive(result, arguments, isolated=isolated)
             if inspect.isawaitable(result):
-                _discard(result)
+                discard(result)
                 error = self._mismatch(is_async=is_async)
             else:
                 error = self._no_rows(result)
@@ -124,7 +125,7 @@ class ExternalConnector(OneBodyConnector):
     async def _send_isolated(
         self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows:
-        return await received(self._send(query, arguments, is_async=is_async, isolated=True))
+        return await done(self._send(query, arguments, is_async=is_async, isolated=True))
 
     def _translated(
         self, exc: Exception, arguments: dict[str, Any], *, isolated: bool
@@ -177,11 +178,3 @@ class ExternalConnector(OneBodyConnector):
                 "connection is synchronous, or it should return an awaitable (it has no describe_external hook)",
                 PluginWarning,
             )
-
-
-def _discard(awaitable: Any) -> None:
-    """Leave nothing un-awaited behind."""
-    if inspect.iscoroutine(awaitable):
-        awaitable.close()
-    elif hasattr(awaitable, "cancel"):
-        awaitable.cancel()

@@ -1,17 +1,19 @@
-"""The contract with driver plugins: three hooks, and the types that they speak.
+"""The contract with driver plugins: six hooks, and the types that they use.
 
-The contract grows by new hooks and new arguments, which plugins of today may leave out; what stands here never
-changes its meaning.
+The contract grows by new hooks and new arguments, which a plugin may leave out. It never changes its meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import pluggy
+
+if TYPE_CHECKING:
+    from .kinds import Kind
 
 PROJECT_NAME = "procrastinate_extconn"
 """Pluggy's project name, and the entry-point group in which plugins are found."""
@@ -19,8 +21,8 @@ PROJECT_NAME = "procrastinate_extconn"
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT_NAME)
 
-Value: TypeAlias = "bool | int | float | str | datetime | Sequence[int] | Sequence[str] | None"
-"""All that a plugin is ever asked to bind. JSON and job records are text already, and the query casts them."""
+Value: TypeAlias = "bool | int | float | str | datetime | None"
+"""Every type that a plugin is asked to bind. JSON, job records and lists are text, and the query casts them."""
 
 Rows: TypeAlias = "list[dict[str, Any]]"
 
@@ -39,6 +41,33 @@ class Description(NamedTuple):
     state: State
     """``"idle"``: the next statement opens a transaction; ``"in_transaction"``; ``"autocommit"``: each statement
     commits by itself; ``"failed"``: the transaction can only be rolled back; ``"closed"``; ``"unknown"``."""
+    begin: str | None = None
+    """The line of code that opens a transaction on this connection. `OutsideTransaction` shows it."""
+    dialect: str = "postgresql"
+    """The database, by SQLAlchemy's name for it. A connection to any other than PostgreSQL is refused."""
+
+
+class Diagnostic(NamedTuple):
+    """What the server said of an error. A fact that the driver does not give is None."""
+
+    sqlstate: str | None = None
+    """The five characters of the SQLSTATE."""
+    message: str | None = None
+    """The primary message, without DETAIL, HINT and CONTEXT."""
+    detail: str | None = None
+    """The DETAIL line. It may quote values, so it appears in no text of ours."""
+    constraint: str | None = None
+    """The name of the constraint that was violated."""
+
+
+class Listener(NamedTuple):
+    """A connection that listens, as `listen_external` yields it."""
+
+    conn: object
+    """A connection that commits each statement by itself. `execute_on_external` takes it while notifications are
+    awaited."""
+    notifications: AsyncIterator[tuple[str, str]]
+    """The channel and payload of each notification. It ends, or raises, when the connection is lost."""
 
 
 @hookspec(firstresult=True)
@@ -49,12 +78,12 @@ def execute_on_external(
 
     Stops at the first result that is not None. Write ``def``, never ``async def``: a coroutine is not None, so it
     would claim every connection; return the awaitable of an inner coroutine instead. Claim by the object's class
-    alone (the claim is remembered), and refuse by its state. Never commit, roll back or close *conn*, and let the
+    alone, because the claim is cached, and refuse by its state. Never commit, roll back or close *conn*. Let the
     driver's errors through as they are.
 
     :param conn: the caller's object.
-    :param query: SQL with ``%(name)s`` placeholders; a literal percent sign is doubled.
-    :param args: the value of each placeholder, plain values only.
+    :param query: one SQL statement with ``%(name)s`` placeholders; a literal percent sign is doubled.
+    :param args: the value of each placeholder. Bind it untyped or as text: the query casts where it must.
     :returns: each row as a dict (``[]`` for a statement without rows), an awaitable of that, or None if *conn* is
         not yours. JSON columns are text where the driver allows it; decoded values are accepted.
     :raises UnsupportedConnection: for an object of your driver that is no connection, such as a pool or a cursor.
@@ -65,8 +94,8 @@ def execute_on_external(
 def describe_external(conn: object) -> Description | None:
     """Say what *conn* is and whether it is in a transaction, without touching the network.
 
-    Asked before each statement, so it should be quick. Optional, but without it the transaction guard is blind, and
-    a sync call on an async connection is noticed only once your plugin has returned an awaitable.
+    Asked before each statement, so it should be quick. Optional. Without it the state is ``"unknown"``, and a sync
+    call on an async connection is noticed only once your plugin has returned an awaitable.
 
     :param conn: the caller's object.
     :returns: its description, or None if *conn* is not yours.
@@ -80,9 +109,50 @@ def connect_external(
 ) -> AbstractContextManager[object] | AbstractAsyncContextManager[object] | None:
     """Lend a connection from *pool* in a transaction of its own, committed on a clean exit and rolled back otherwise.
 
-    What `procrastinate_extconn.PoolConnector` stands on. The context manager is sync or async as the pool is, and what
-    it yields is taken by `execute_on_external`. Never open, resize or close *pool*.
+    Optional. `procrastinate_extconn.PoolConnector` uses it. The context manager is sync or async as the pool is.
+    `execute_on_external` takes what it yields. Never open, resize or close *pool*.
 
     :param pool: the caller's pool or engine.
     :returns: a context manager that yields the connection, or None if *pool* is not yours.
+    """
+
+
+@hookspec(firstresult=True)
+def listen_external(
+    pool: object, channels: Sequence[str]
+) -> AbstractAsyncContextManager[Listener] | None:
+    """Hold one connection of *pool* that listens on *channels* until the context manager exits.
+
+    Optional. A worker on `procrastinate_extconn.PoolConnector` uses it. Without it the worker polls. The context
+    manager takes one connection from the pool, and gives it back without any LISTEN and with its own settings.
+
+    :param pool: the caller's async pool or engine.
+    :param channels: the names of the channels. With none, the connection is only held, so that `Listener.conn` can
+        be used.
+    :returns: an async context manager that yields a `Listener`, or None if *pool* is not yours or cannot listen.
+    """
+
+
+@hookspec(firstresult=True)
+def read_external_error(error: BaseException) -> Diagnostic | None:
+    """Read what the server said from an exception of your driver.
+
+    Optional. Asked for each exception in the chain of causes, so decide by its class. Without it these attributes
+    are read: ``sqlstate`` or ``pgcode``; ``diag.message_primary`` or ``message``; ``diag.message_detail`` or
+    ``detail``; ``diag.constraint_name`` or ``constraint_name``; and a dict of the protocol's one-letter fields in
+    ``args[0]``. A fact that is None is then looked for in the error's text.
+
+    :param error: the driver's exception, or one that it wraps.
+    :returns: what the server said, or None if *error* is not of your driver.
+    """
+
+
+@hookspec
+def external_kinds() -> Sequence[Kind]:  # type: ignore[empty-body]
+    """Name the ways to hold a connection of your driver.
+
+    Optional. Every plugin is asked. The demo, the doctor, the contract kit and our tests open each kind. Import the
+    driver, and the module that opens connections, inside this function.
+
+    :returns: `procrastinate_extconn.kinds.Kind` tuples.
     """

@@ -19,7 +19,7 @@ class Layer:
         self.installed = False
         self.outside_transaction: OutsideMode = DEFAULT_MODE
         self.patched: WeakKeyDictionary[BaseConnector, OutsideMode | None] = WeakKeyDictionary()
-        self.built_in: WeakSet[BaseConnector] = WeakSet()
+        self.own_connectors: WeakSet[BaseConnector] = WeakSet()
         """Connectors of ours, which need no patching."""
 
     def is_on(self, connector: BaseConnector) -> bool:
@@ -34,7 +34,7 @@ class Layer:
 
     def is_on_anywhere(self) -> bool:
         """Whether any connector does."""
-        return self.installed or bool(self.patched) or bool(self.built_in)
+        return self.installed or bool(self.patched) or bool(self.own_connectors)
 
 
 layer: Layer = Layer()

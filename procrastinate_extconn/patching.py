@@ -7,7 +7,6 @@ or for one connector (`patch`). So a person's own override stays, and its ``supe
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from procrastinate.testing import InMemoryConnector
 from . import ambient
 from .layer import DEFAULT_MODE, layer
 from .options import OutsideMode, check_mode
+from .sync_async import wraps
 
 if TYPE_CHECKING:
     from .connector import ExternalConnector
@@ -217,19 +217,10 @@ def _unwrap_classes() -> None:
 
 def _wrapper(original: Callable[..., Any], name: str) -> Callable[..., Any]:
     wrap = _wrap_with_connection if name in WITH_CONNECTION else _wrap_query
-    wrapped = wrap(original, WITH_CONNECTION.get(name, name))
-    if not inspect.iscoroutinefunction(original):
-        return wrapped
-
-    @functools.wraps(original)
-    async def wrapped_async(*args: Any, **kwargs: Any) -> Any:
-        return await wrapped(*args, **kwargs)
-
-    return wrapped_async
+    return wraps(original, wrap(original, WITH_CONNECTION.get(name, name)))
 
 
 def _wrap_query(original: Callable[..., Any], method: str) -> Callable[..., Any]:
-    @functools.wraps(original)
     # *args, as one connector of Procrastinate's own, its command line's without an app, takes anything.
     def execute(self: BaseConnector, *args: Any, connection: Any = None, **arguments: Any) -> Any:
         if layer.is_on(self):
@@ -245,7 +236,6 @@ def _wrap_query(original: Callable[..., Any], method: str) -> Callable[..., Any]
 
 
 def _wrap_with_connection(original: Callable[..., Any], method: str) -> Callable[..., Any]:
-    @functools.wraps(original)
     def execute(self: BaseConnector, connection: Any, query: str, **arguments: Any) -> Any:
         if layer.is_on(self):
             return getattr(_external(self, connection), method)(query, **arguments)

@@ -20,6 +20,7 @@ from . import fallback, hookspecs
 from .exceptions import PluginWarning
 from .hook_caller import HookCaller
 from .hookspecs import PROJECT_NAME, Description
+from .options import unwrap
 
 BUILT_IN = ("psycopg", "sqlalchemy")
 _FALLBACK = "fallback"
@@ -218,3 +219,28 @@ def unregister(plugin: object) -> None:
     :raises ValueError: if it is not registered.
     """
     plugins().unregister(plugin)
+
+
+def describe(conn: object) -> Description:
+    """Say what *conn* is and whether it is in a transaction, without a network round trip.
+
+    :param conn: a connection, or what `external` made of one.
+    :returns: driver, plugin, sync or async, and the state: ``"idle"`` (the next statement opens a transaction),
+        ``"in_transaction"``, ``"autocommit"``, ``"failed"``, ``"closed"`` or ``"unknown"``.
+    :raises UnsupportedConnection: if no plugin takes it.
+    """
+    conn = unwrap(conn)
+    found = plugins()
+    description = found.describe(conn)
+    if description is not None:
+        return description
+    blind = set(found.names()) - set(found.names("describe_external"))
+    if not blind:
+        raise fallback.Fallback(found.names).refusal(conn)
+    cls = conn.__class__
+    return Description(
+        driver=cls.__module__.partition(".")[0],
+        plugin=found.taker(conn) or "unknown",
+        is_async=hasattr(cls, "__aenter__"),
+        state="unknown",
+    )

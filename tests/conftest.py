@@ -26,7 +26,7 @@ from holding import (  # noqa: F401 - fixtures
 from procrastinate.schema import SchemaManager
 from psycopg.sql import SQL, Identifier
 
-from procrastinate_extconn.embedded import ServerError, bundled_bin_dir
+from procrastinate_extconn.temporary_server import ServerError, bundled_bin_dir
 from procrastinate_extconn.testing.server import VARIABLE, database_dsn, server_dsn
 
 

@@ -17,8 +17,8 @@ from procrastinate.schema import SchemaManager
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
-from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import KINDS
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 pytest.importorskip("click")
 pytest.importorskip("rich")

@@ -127,7 +127,7 @@ def failures(
     tests = [f"{clause}[Right]" for clause in CLAUSES] + [
         f"{clause}[{name}]" for name, clause, _ in CAUGHT
     ]
-    search = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+    search = os.pathsep.join([str(folder), str(Path(__file__).with_name("support"))])
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=report.xml"]
         + [f"test_broken.py::TestBroken::{test}" for test in tests],

@@ -155,7 +155,10 @@ def test_install_reaches_what_is_imported_later(tmp_path: Path) -> None:
         extconn.uninstall()
         print(vars(Psycopg2Connector)["execute_query_all"] is wrapped.__wrapped__)
     """
-    assert run_python(program, TESTS=str(Path(__file__).parent)).split() == ["42", "True"]
+    assert run_python(program, TESTS=str(Path(__file__).with_name("support"))).split() == [
+        "42",
+        "True",
+    ]
 
 
 def test_the_connector_in_memory_stays_in_memory() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
-from ..base import finish
 from ..drivers import rows
+from ..sync_async import done, finish
+
+__all__ = ["Held", "Kind", "address_of", "dbapi", "done", "run", "tuples", "with_plugin"]
 
 T = TypeVar("T")
 
@@ -69,11 +70,6 @@ def run(kind: Kind, dsn: str, body: Callable[[Held], Coroutine[Any, Any, T]]) ->
             return await greenlet_spawn(lambda: finish(body(held)))
 
     return asyncio.run(main())
-
-
-async def done(value: Any) -> Any:
-    """*value*, awaited if it needs to be."""
-    return await value if inspect.isawaitable(value) else value
 
 
 def address_of(dsn: str) -> dict[str, Any]:

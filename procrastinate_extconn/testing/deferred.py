@@ -14,7 +14,7 @@ from procrastinate.manager import JobManager
 from procrastinate.tasks import Task
 
 from ..connector import ExternalConnector
-from ..transaction import describe
+from ..plugins import describe
 from ..wire import Dumps, Loads
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from .. import ambient
 from ..connector import ExternalConnector
 from ..hookspecs import Rows
 from ..options import External, unwrap
-from ..transaction import describe
+from ..plugins import describe
 from ..wire import encode
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import Generic, TypeVar
 
 from procrastinate.exceptions import ConnectorException
 
-from ..base import finish, received
 from ..connector import ExternalConnector
 from ..drivers import execute_on_held
 from ..exceptions import OutsideTransaction, SyncAsyncMismatch
 from ..hookspecs import Rows
 from ..options import unwrap
-from ..transaction import describe
+from ..plugins import describe
+from ..sync_async import done, finish
 
 C = TypeVar("C")
 
@@ -69,10 +69,10 @@ class RolledBack(Generic[C]):
             raise outside
         connector = ExternalConnector(unwrap(self._conn))
         query = "SELECT txid_current() AS xid"
-        [row] = await received(connector.run_query(query, {}, is_async=is_async))
+        [row] = await done(connector.run_query(query, {}, is_async=is_async))
         self._transaction = row["xid"]
         try:
-            await received(connector.run_query("SAVEPOINT rolled_back", {}, is_async=is_async))
+            await done(connector.run_query("SAVEPOINT rolled_back", {}, is_async=is_async))
         except ConnectorException as exc:
             if description.state == "unknown":  # to us, but not to the server
                 raise outside from exc
@@ -101,4 +101,4 @@ class RolledBack(Generic[C]):
             )
 
     async def _send(self, query: str) -> Rows:
-        return await received(execute_on_held(unwrap(self._conn), query, {}))
+        return await done(execute_on_held(unwrap(self._conn), query, {}))

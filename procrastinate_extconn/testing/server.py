@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ..embedded import TemporaryServer
+from ..temporary_server import TemporaryServer
 
 VARIABLE = "EXTCONN_TEST_DSN"
 _DSN = pytest.StashKey[str]()

@@ -24,7 +24,7 @@ import psycopg
 from procrastinate.schema import SchemaManager
 from results import Results
 
-from procrastinate_extconn.embedded import TemporaryServer
+from procrastinate_extconn.temporary_server import TemporaryServer
 from procrastinate_extconn.testing.server import VARIABLE, database_dsn
 
 DATABASE = "extconn_benchmarks"

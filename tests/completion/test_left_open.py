@@ -15,7 +15,7 @@ from completion.tasks import Complete, actions, events, until, work_off, working
 from holding import Watch
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn import settlement
+from procrastinate_extconn.completion import settlement
 from procrastinate_extconn.kinds import Held, Kind, done
 
 

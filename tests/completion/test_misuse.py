@@ -14,7 +14,7 @@ from procrastinate.testing import InMemoryConnector
 from procrastinate.worker import Worker
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn import settlement
+from procrastinate_extconn.completion import settlement
 from procrastinate_extconn.kinds import Held, Kind, done
 
 

@@ -24,7 +24,7 @@ from procrastinate.manager import JobManager
 from procrastinate.worker import Worker
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn import settlement
+from procrastinate_extconn.completion import settlement
 from procrastinate_extconn.kinds import Held, Kind
 
 

@@ -15,8 +15,8 @@ from faults.ledger import Audit, Ledger
 from faults.servers import new_database
 from faults.table import table
 
-from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import KINDS
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 T = TypeVar("T")
 

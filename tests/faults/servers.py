@@ -10,7 +10,7 @@ import psycopg
 from procrastinate.schema import SchemaManager
 from psycopg.sql import SQL, Composed, Identifier
 
-from procrastinate_extconn.embedded import TemporaryServer
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 
 @contextlib.contextmanager

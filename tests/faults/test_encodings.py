@@ -12,8 +12,8 @@ from faults.fidelity import PLACES, Fidelity, placed
 from faults.ledger import Ledger
 from faults.servers import new_database
 
-from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import Kind, run
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 

@@ -53,7 +53,7 @@ forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(
     [
         "procrastinate.worker",
-        "procrastinate_extconn.completion",
+        "procrastinate_extconn.completion.calls",
         "procrastinate_extconn.kinds",
         "psycopg_pool",
         "sqlalchemy.dialects.postgresql.psycopg",

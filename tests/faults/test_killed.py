@@ -13,8 +13,8 @@ import pytest
 from faults.chance import at_a_random_moment
 from faults.ledger import Ledger
 
-from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import Held, Kind, done, run
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 pytestmark = [
     pytest.mark.faults,

@@ -16,8 +16,8 @@ from faults.ledger import Ledger
 from faults.servers import new_database
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
-from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import Held, Kind, done, run
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 

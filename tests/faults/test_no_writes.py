@@ -14,8 +14,8 @@ from goes_wrong_page import as_shown, shown
 from procrastinate.exceptions import ConnectorException
 from psycopg.conninfo import conninfo_to_dict
 
-from procrastinate_extconn.embedded import TemporaryServer
 from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...embedded import ServerError
 from ...fallback import install_line
 from ...kinds import KINDS, Kind
+from ...temporary_server import ServerError
 from .. import console
 from ..server_address import ServerAddress
 from .demonstration import Demonstration, Outcome

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ...embedded import TemporaryServer
+from ...temporary_server import TemporaryServer
 from ..server_address import ServerAddress
 from .interrupts import Interrupts
 

@@ -13,7 +13,7 @@ from procrastinate.manager import JobManager
 from ...connector import ExternalConnector
 from ...hookspecs import Description, Rows
 from ...kinds import Held, Kind, done
-from ...transaction import describe
+from ...plugins import describe
 from .database import Database
 
 TASK = "contract.task"

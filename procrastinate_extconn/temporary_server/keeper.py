@@ -1,4 +1,4 @@
-"""The keeper of a temporary server: a script for ``embedded``, on the standard library alone.
+"""The keeper of a temporary server: a script for this package, on the standard library alone.
 
 The first line of its input holds the settings. The commands ``start`` and ``kill`` follow, each
 answered with a line of JSON, then ``stop``; the end of the input means the same, for that is what

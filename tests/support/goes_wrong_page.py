@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs/discussions/when-something-goes-wrong.md"
+PAGE = Path(__file__).parents[2] / "docs/discussions/when-something-goes-wrong.md"
 
 
 def shown() -> list[str]:

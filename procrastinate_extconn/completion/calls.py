@@ -11,11 +11,11 @@ from procrastinate import JobContext
 from procrastinate.jobs import Job
 from procrastinate.testing import InMemoryConnector
 
+from ..connector import ExternalConnector
+from ..exceptions import ExternalConnectionError
+from ..hookspecs import Rows
+from ..layer import layer
 from . import settlement
-from .connector import ExternalConnector
-from .exceptions import ExternalConnectionError
-from .hookspecs import Rows
-from .layer import layer
 
 # As Procrastinate's finish_job, but for this run of the job alone. A worker that was taken for dead is cut from its
 # jobs; until somebody retries such a job, which raises its attempts, it is still this run's.

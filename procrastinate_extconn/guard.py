@@ -1,4 +1,4 @@
-"""What a connection is, and whether the next statement on it belongs to a transaction of the caller's."""
+"""Whether the next statement on it belongs to a transaction of the caller's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import inspect
 import warnings
 
 from .exceptions import OutsideTransaction, OutsideTransactionWarning, UnusableConnection
-from .fallback import Fallback, type_name
+from .fallback import type_name
 from .hookspecs import Description, State
-from .options import OutsideMode, unwrap
+from .options import OutsideMode
 from .plugins import plugins
 from .queries import writes
 
@@ -35,31 +35,6 @@ _QUIET = (
     "asgiref",
     "concurrent",
 )
-
-
-def describe(conn: object) -> Description:
-    """Say what *conn* is and whether it is in a transaction, without a network round trip.
-
-    :param conn: a connection, or what `external` made of one.
-    :returns: driver, plugin, sync or async, and the state: ``"idle"`` (the next statement opens a transaction),
-        ``"in_transaction"``, ``"autocommit"``, ``"failed"``, ``"closed"`` or ``"unknown"``.
-    :raises UnsupportedConnection: if no plugin takes it.
-    """
-    conn = unwrap(conn)
-    found = plugins()
-    description = found.describe(conn)
-    if description is not None:
-        return description
-    blind = set(found.names()) - set(found.names("describe_external"))
-    if not blind:
-        raise Fallback(found.names).refusal(conn)
-    cls = conn.__class__
-    return Description(
-        driver=cls.__module__.partition(".")[0],
-        plugin=found.taker(conn) or "unknown",
-        is_async=hasattr(cls, "__aenter__"),
-        state="unknown",
-    )
 
 
 def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:

@@ -1,6 +1,6 @@
 """A PostgreSQL server for the length of a ``with`` block: the demo and the tests run on it.
 
-It belongs to a *keeper*, a process of its own that runs ``embedded_keeper`` and listens to its
+It belongs to a *keeper*, a process of its own that runs ``keeper`` and listens to its
 owner on a pipe. Once the pipe closes, however the owner ended, the keeper stops the server and
 removes all that it made. A child that the owner forked holds the pipe open as well.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from procrastinate_extconn.embedded_keeper import Settings
+    from procrastinate_extconn.temporary_server.keeper import Settings
 
 
 class ServerError(RuntimeError):
@@ -129,7 +129,7 @@ class TemporaryServer:
             "primary_port": self._primary.port if self._primary else None,
         }
         keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", Path(__file__).with_name("embedded_keeper.py")],
+            [sys.executable, "-I", "-S", Path(__file__).with_name("keeper.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

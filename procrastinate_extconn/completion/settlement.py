@@ -23,8 +23,9 @@ from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
 from procrastinate.worker import Worker
 
-from . import patching
-from .exceptions import ExternalConnectionError
+from .. import patching
+from ..exceptions import ExternalConnectionError
+from ..sync_async import wraps
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -300,8 +301,4 @@ def _wrap(original: Callable[..., Any], handle: Callable[[_Call], Any]) -> Calla
     def method(*args: Any, **kwargs: Any) -> Any:
         return handle(_Call(original, signature.bind(*args, **kwargs)))
 
-    async def async_method(*args: Any, **kwargs: Any) -> Any:
-        return await method(*args, **kwargs)
-
-    is_async = inspect.iscoroutinefunction(original)
-    return functools.wraps(original)(async_method if is_async else method)
+    return wraps(original, method)

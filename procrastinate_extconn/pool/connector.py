@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from . import ambient, server_errors, wire
-from .base import OneBodyConnector, finish, received
-from .connector import ExternalConnector
-from .exceptions import SyncAsyncMismatch, UnsupportedConnection
-from .fallback import missing_plugin, type_name
-from .hookspecs import Rows
-from .layer import layer
-from .options import OutsideMode
-from .plugins import plugins
-from .queries import WORKER_QUERIES
+from .. import ambient, server_errors, wire
+from ..base import OneBodyConnector
+from ..connector import ExternalConnector
+from ..exceptions import SyncAsyncMismatch, UnsupportedConnection
+from ..fallback import missing_plugin, type_name
+from ..hookspecs import Rows
+from ..layer import layer
+from ..options import OutsideMode
+from ..plugins import plugins
+from ..queries import WORKER_QUERIES
+from ..sync_async import done, finish
 
 
 class PoolConnector(OneBodyConnector):
@@ -39,7 +40,7 @@ class PoolConnector(OneBodyConnector):
         self.json_dumps = json_dumps
         self.json_loads = json_loads
         self._pool = pool_or_engine
-        layer.built_in.add(self)
+        layer.own_connectors.add(self)
 
     def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
@@ -101,7 +102,7 @@ class PoolConnector(OneBodyConnector):
             json_loads=self.json_loads,
             outside_transaction=mode,
         )
-        return await received(connector.run_query(query, arguments, is_async=is_async))
+        return await done(connector.run_query(query, arguments, is_async=is_async))
 
     def _unsupported(self) -> UnsupportedConnection:
         asked = plugins().names("connect_external")

@@ -1,0 +1,1 @@
+"""An app's connector on the pool or engine that the application has anyway."""
