@@ -38,15 +38,16 @@ def using(conn: C) -> Generator[C]:
     :param conn: any connection that a plugin takes, or what `external` made of one.
     :returns: a context manager that yields *conn*.
     :raises ExternalConnectionError: if no connector is patched, since the block would do nothing.
-    :raises UnsupportedConnection: if no plugin takes *conn*.
+    :raises UnsupportedConnection: if no plugin takes *conn*, or it leads to another database than PostgreSQL.
     """
     if not layer.is_on_anywhere():
         raise ExternalConnectionError(
             "using() would do nothing, as no connector is patched: call procrastinate_extconn.install() first"
         )
+    from .guard import require_postgresql
     from .plugins import describe
 
-    describe(conn)
+    require_postgresql(conn, describe(conn))
     block = _Block(conn)
     token = _block.set(block)
     try:
