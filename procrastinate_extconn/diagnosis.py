@@ -15,7 +15,8 @@ from .plugins import plugins
 
 # As servers and libpq write it: severity, primary message, and further lines with a keyword each.
 _TEXT = re.compile(
-    r"\b[A-Z]+: +(?P<message>.+?)(?:\n *(?:DETAIL|HINT): +(?P<detail>.*))?$", re.DOTALL
+    r"\b(?:ERROR|FATAL|PANIC): +(?P<message>.+?)(?:\n *(?:DETAIL|HINT): +(?P<detail>.*))?$",
+    re.DOTALL,
 )
 _SQLSTATE = re.compile(r"\bSQLSTATE\W{1,3}([0-9A-Z]{5})\b", re.IGNORECASE)
 # Each language has quotation marks of its own.
@@ -24,13 +25,11 @@ _LOCK_CONSTRAINT = re.compile(rf"\b{QUEUEING_LOCK_CONSTRAINT}\b")
 
 def read(exc: BaseException) -> tuple[BaseException, Diagnostic]:
     """The driver's error in *exc*, and what the server said. Every fact is None where the server said nothing."""
-    found = [
-        (error, diagnostic) for error in chain(exc) if (diagnostic := _read_one(error)) is not None
-    ]
-    if found:
-        # A wrapper may repeat the SQLSTATE without the message.
-        return next((one for one in found if one[1].message), found[0])
-    # The text of a wrapper with an `orig` quotes parameters.
+    # The innermost first: a wrapper repeats a part of it, and its text quotes parameters.
+    for error in reversed([*chain(exc)]):
+        said = _read_one(error)
+        if said is not None:
+            return error, said
     return getattr(exc, "orig", None) or exc, Diagnostic()
 
 
@@ -47,10 +46,10 @@ def chain(exc: BaseException) -> Iterator[BaseException]:
 
 
 def _read_one(error: BaseException) -> Diagnostic | None:
-    said = _from_plugin(error) or _from_attributes(error)
-    if said is None or None in said:
-        said = _completed(said or Diagnostic(), error)
-    return said if said.sqlstate or said.message else None
+    said = _from_plugin(error) or _from_attributes(error) or Diagnostic()
+    if None in said:
+        said = _completed(said, str(error))
+    return said if any(said) else None
 
 
 def _from_plugin(error: BaseException) -> Diagnostic | None:
@@ -86,17 +85,15 @@ def _text_of(source: object, name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _completed(said: Diagnostic, error: BaseException) -> Diagnostic:
-    """*said*, with each missing fact that the text of *error* gives."""
-    text = _TEXT.search(str(error))
-    message = said.message or (text and text["message"])
-    if not message:
-        return said
-    sqlstate = said.sqlstate or next(iter(_SQLSTATE.findall(str(error))), None)
+def _completed(said: Diagnostic, text: str) -> Diagnostic:
+    """*said*, with each missing fact that the text of the error gives."""
+    written = _TEXT.search(text)
+    message = said.message or (written and written["message"])
+    sqlstate = said.sqlstate or next(iter(_SQLSTATE.findall(text)), None)
     constraint = said.constraint
     # Only a unique violation, or an error of unknown SQLSTATE, is about this constraint.
     if constraint is None and sqlstate in ("23505", None):
         # The first line alone: DETAIL quotes values, under another name in each language.
-        found = _LOCK_CONSTRAINT.search(message.partition("\n")[0])
+        found = _LOCK_CONSTRAINT.search((message or text).partition("\n")[0])
         constraint = found and found[0]
-    return Diagnostic(sqlstate, message, said.detail or (text and text["detail"]), constraint)
+    return Diagnostic(sqlstate, message, said.detail or (written and written["detail"]), constraint)
