@@ -190,7 +190,7 @@ async def test_another_database_is_refused_by_name_async(task: Any) -> None:
 def test_the_state_of_a_connection(engine: Any, task: Any) -> None:
     """A connection is idle, in a transaction, failed, closed: as it goes."""
     with engine.connect() as conn:
-        assert extconn.describe(conn) == ("psycopg", "sqlalchemy", False, "idle")
+        assert extconn.describe(conn)[:4] == ("psycopg", "sqlalchemy", False, "idle")
         task.configure(connection=conn).defer()
         assert extconn.describe(conn).state == "in_transaction"
         with pytest.raises(sa.exc.DBAPIError):
@@ -226,7 +226,7 @@ def test_autocommit_is_warned_of(
     """On an engine in autocommit, deferring warns that the job is committed by itself."""
     with hold(make_engine(driver, isolation_level="AUTOCOMMIT")) as conn:
         assert extconn.describe(conn).state == "autocommit"
-        with pytest.warns(OutsideTransactionWarning, match="isolation level is not AUTOCOMMIT"):
+        with pytest.warns(OutsideTransactionWarning, match="isolation_level="):
             job_id = task.configure(connection=conn).defer()
         assert watch.job(job_id)
 
@@ -266,7 +266,7 @@ async def test_the_state_of_an_async_connection(dsn: str, task: Any) -> None:
         await task.configure(connection=conn).defer_async()
     async with conn:
         assert await task.configure(connection=conn).defer_async()
-        assert extconn.describe(conn) == ("psycopg", "sqlalchemy", True, "in_transaction")
+        assert extconn.describe(conn)[:4] == ("psycopg", "sqlalchemy", True, "in_transaction")
     with pytest.raises(extconn.UnusableConnection, match="is closed"):
         await task.configure(connection=conn).defer_async()
     await engine.dispose()

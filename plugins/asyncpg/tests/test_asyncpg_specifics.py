@@ -185,7 +185,7 @@ async def test_subclasses_and_proxies(
             conn = wrapt.ObjectProxy(conn)
         transaction = conn.transaction()
         await transaction.start()
-        assert extconn.describe(conn) == ("asyncpg", "asyncpg", True, "in_transaction")
+        assert extconn.describe(conn)[:4] == ("asyncpg", "asyncpg", True, "in_transaction")
         job_id = await ship.configure(connection=conn).defer_async()
         assert not database.sees(job_id)
         await transaction.commit()

@@ -17,6 +17,7 @@ from procrastinate_extconn.drivers import (
     libpq_state,
     rows,
 )
+from procrastinate_extconn.exceptions import UnsupportedConnection
 from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
 
 _CONNECTION = Classes[bool](
@@ -34,7 +35,13 @@ _CONNECTION = Classes[bool](
 def describe_external(conn: Any) -> Description | None:
     if not _CONNECTION.find(conn):
         return None
-    begin = f"with transaction.atomic(using={conn.alias!r}): ..."
+    if not hasattr(conn, "vendor"):  # Django has other proxies of this class, such as its cache.
+        raise UnsupportedConnection(
+            "procrastinate-extconn does not support external connections of type ConnectionProxy that lead to no "
+            "database: pass django.db.connection, or django.db.connections[alias]"
+        )
+    using = "" if conn.alias == "default" else f"using={conn.alias!r}"
+    begin = f"with transaction.atomic({using}): ..."
     return Description(conn.Database.__name__, "django", False, _state(conn), begin, conn.vendor)
 
 

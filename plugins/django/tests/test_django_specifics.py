@@ -90,7 +90,7 @@ def test_savepoint(connection: Any, database: Database, ship: Any) -> None:
 
 def test_autocommit(connection: Any, driver: str, database: Database, ship: Any) -> None:
     """Outside a block each statement commits by itself, which is known before Django has connected."""
-    assert extconn.describe(connection) == (driver, "django", False, "autocommit")
+    assert extconn.describe(connection)[:4] == (driver, "django", False, "autocommit")
     external = extconn.external(connection, outside_transaction="error")
     with pytest.raises(extconn.OutsideTransaction, match=r"transaction\.atomic\(\)"):
         ship.configure(connection=external).defer()
@@ -221,7 +221,7 @@ def test_closed_in_block(connection: Any, database: Database, ship: Any) -> None
 def test_proxy(connection: Any, driver: str) -> None:
     """``django.db.connection`` stands for the default connection."""
     with transaction.atomic():
-        assert extconn.describe(db.connection) == (driver, "django", False, "in_transaction")
+        assert extconn.describe(db.connection)[:4] == (driver, "django", False, "in_transaction")
 
 
 def test_django_connector(connection: Any, database: Database) -> None:
@@ -272,5 +272,5 @@ def test_refusals(connection: Any, ship: Any) -> None:
         for wrong, advice in refused.items():
             with pytest.raises(extconn.UnsupportedConnection, match=advice):
                 ship.configure(connection=wrong).defer()
-    with pytest.raises(extconn.UnsupportedConnection, match="what is no database"):
+    with pytest.raises(extconn.UnsupportedConnection, match="lead to no database"):
         ship.configure(connection=django.core.cache.cache).defer()

@@ -126,7 +126,7 @@ def test_proxy(conn: Any, ship: Any) -> None:
     job_id = ship.configure(connection=proxy).defer()
     [job] = JobManager(ExternalConnector(proxy)).list_jobs()
     assert job.id == job_id
-    assert extconn.describe(proxy) == ("psycopg2", "psycopg2", False, "in_transaction")
+    assert extconn.describe(proxy)[:4] == ("psycopg2", "psycopg2", False, "in_transaction")
 
 
 def test_proxied_cursor(dsn: str, ship: Any) -> None:
@@ -146,7 +146,7 @@ def test_autocommit(conn: Any, database: Database, ship: Any) -> None:
     """With autocommit on, a transaction is one that a BEGIN has opened."""
     conn.autocommit = True
     external = extconn.external(conn, outside_transaction="error")
-    with pytest.raises(extconn.OutsideTransaction, match=r"set `conn\.autocommit = False`"):
+    with pytest.raises(extconn.OutsideTransaction, match=r"`conn\.autocommit = False`"):
         ship.configure(connection=external).defer()
     with pytest.warns(match="commits each statement by itself"):
         ship.configure(connection=conn).defer()
