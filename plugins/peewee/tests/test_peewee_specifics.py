@@ -228,5 +228,5 @@ def test_async_in_a_sync_call(dsn: str, ship: Any) -> None:
     """An asynchronous database in a synchronous call is refused, and asynchronous SQLite is no PostgreSQL."""
     with pytest.raises(extconn.SyncAsyncMismatch, match="defer_async"):
         ship.configure(connection=AsyncPostgresqlDatabase(dsn)).defer()
-    with pytest.raises(extconn.UnusableConnection, match="not open yet"):
+    with pytest.raises(extconn.UnsupportedConnection, match="not bound to PostgreSQL"):
         ship.configure(connection=AsyncSqliteDatabase(":memory:")).defer()
