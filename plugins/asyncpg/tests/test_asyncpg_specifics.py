@@ -129,6 +129,22 @@ async def test_record_class(dsn: str, ship: Any) -> None:
     assert [(type(row), row) for row in rows] == [(dict, {"one": 1})]
 
 
+async def test_own_fetch(dsn: str, ship: Any) -> None:
+    """A connection class with a `fetch()` of its own, which takes fewer arguments, is asked all the same."""
+    asked: list[str] = []
+
+    class Mine(asyncpg.Connection):
+        async def fetch(self, query: str, *args: Any) -> Any:
+            asked.append(query)
+            return await super().fetch(query, *args)
+
+    conn = await asyncpg.connect(dsn, connection_class=Mine)
+    async with conn.transaction():
+        assert isinstance(await ship.configure(connection=conn).defer_async(), int)
+    await conn.close()
+    assert len(asked) == 1
+
+
 async def test_one_statement(conn: Any, ship: Any) -> None:
     """The first job on a new connection is one statement: no type is looked up."""
     queries: list[str] = []
