@@ -327,7 +327,7 @@ def test_a_pool_handle_is_refused_with_the_line_to_its_transaction(
     """The pool's handle of a connection leads to the driver's, in the transaction that its owner has open."""
     with contextlib.closing(engine.raw_connection()) as raw:
         with contextlib.closing(raw.cursor()) as cursor:
-            cursor.execute("INSERT INTO orders VALUES (1)")
+            cursor.execute(f"INSERT INTO orders VALUES ({next(_orders)})")
         with pytest.raises(extconn.UnsupportedConnection, match=r"`raw\.driver_connection`"):
             task.configure(connection=raw).defer()
         undone = task.configure(connection=raw.driver_connection).defer()
