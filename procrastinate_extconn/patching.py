@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from procrastinate.connector import BaseConnector
 from procrastinate.testing import InMemoryConnector
 
-from . import ambient
+from . import ambient, lazy_log
 from .layer import DEFAULT_MODE, layer
 from .options import OutsideMode, check_mode
 from .sync_async import wraps
@@ -156,6 +156,7 @@ def _connector_of(app_or_connector: object) -> BaseConnector:
 def _wrap_classes() -> None:
     for cls in _connector_classes(BaseConnector):
         _wrap_class(cls)
+    lazy_log.watch(wrap_method)
     if (BaseConnector, "__init_subclass__") not in _replaced:
         _replace(BaseConnector, "__init_subclass__", classmethod(_wrap_subclass))
 

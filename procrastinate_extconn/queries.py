@@ -21,7 +21,29 @@ WORKER_QUERIES = frozenset(
 )
 """What only a worker asks: it needs connections of its own."""
 
-MANAGER_QUERIES = frozenset(sql.queries.values()) - WORKER_QUERIES
+JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
+"""The parameter of a query that takes job records, and their type."""
+# The table is named so that a database without Procrastinate's schema and one with another version of it give
+# different errors: the server looks at FROM first.
+JOBS_AS_TEXT = (
+    r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)) "
+    r"FROM (SELECT CAST('procrastinate_jobs' AS regclass)) AS its_schema)"
+)
+_ROWS = JOBS_AS_TEXT.replace(
+    r"NULL::\2", r"json_populate_record(NULL::\2, CAST(CAST(%(common)s AS text) AS json))"
+).replace(r"%(\1)s", "%(rows)s")
+_defer_rows, _known = JOBS.subn(_ROWS, sql.queries["defer_jobs"].rstrip().rstrip(";"))
+DEFER_ROWS: str | None = (
+    "".join(("SELECT max(id) AS id, count(id) AS count FROM (", _defer_rows, ") AS jobs"))
+    if _known
+    else None
+)
+"""Defers jobs that have all but their arguments in common, and counts them; None if Procrastinate's query is unknown.
+
+The records in ``rows`` lack what they have in common. It stands in the record ``common``.
+"""
+
+MANAGER_QUERIES = frozenset({*sql.queries.values(), *filter(None, [DEFER_ROWS])}) - WORKER_QUERIES
 """What a job manager asks on behalf of an application."""
 
 _WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
