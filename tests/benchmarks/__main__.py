@@ -47,7 +47,7 @@ def main() -> None:
         for name, measure in measurements.ALL.items():
             if not options.only or name in options.only:
                 sys.stderr.write(f"{name} ...\n")
-                measurements.clear(dsn)
+                peers.clear(dsn)
                 measure(dsn, options.rounds, results)
     sys.stdout.write(results.table())
     if not options.only:

@@ -38,7 +38,7 @@ _PARTS = {
 }
 _LINES: dict[str, dict[str, Any]] = {
     "raw driver": {"color": _GREY, "linestyle": "--"},
-    "the layer alone": {"color": _BLUE, "linestyle": "--"},
+    "defer_many()": {"color": _BLUE, "linestyle": "--"},
     "batch_defer()": {"color": _BLUE},
     "native batch_defer()": {"color": "#d2691e"},
     "riverqueue": {"color": "#8e6bd1"},

@@ -18,16 +18,19 @@ class Row(NamedTuple):
     """Of both: s, or B."""
     figure: float
     """What the goal is about: a ratio, or a difference in *unit*."""
-    goal: float
+    goal: float | None
+    """None where the figure is only shown."""
     at_least: bool = False
-    """Whether the figure should be as high as the goal; otherwise, as low."""
+    """Whether the figure says how many times as fast, so that it should be as high as the goal; otherwise, as low."""
     is_difference: bool = False
     at_best: float | None = None
     """The figure if the layer did nothing at all, where that was measured too."""
 
     @property
-    def met(self) -> bool:
-        """Whether the goal was reached."""
+    def met(self) -> bool | None:
+        """Whether the goal was reached, if there is one."""
+        if self.goal is None:
+            return None
         return self.figure >= self.goal if self.at_least else self.figure <= self.goal
 
 
@@ -57,8 +60,8 @@ class Results:
     def table(self) -> str:
         """Make a table in Markdown."""
         lines = [
-            ("what", "against", "ours", "theirs", "figure", "at best", "goal", ""),
-            ("---", "---", "---:", "---:", "---:", "---:", "---:", "---"),
+            ("what", "against", "ours", "theirs", "ours took", "goal", "reached"),
+            ("---", "---", "---:", "---:", "---", "---", "---"),
             *(_cells(row) for row in self.rows),
         ]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -69,16 +72,19 @@ class Results:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    goal = _amount(row.goal, row.unit) if row.is_difference else f"{row.goal:g}"
+    figure, goal = (
+        "" if one is None else _amount(one, row.unit) if row.is_difference else f"{one:.3g}"
+        for one in (row.figure, row.goal)
+    )
+    unit = "more" if row.is_difference else "times as fast" if row.at_least else "times as long"
     return (
         row.what,
         row.against,
         _amount(row.ours, row.unit),
         _amount(row.theirs, row.unit),
-        _amount(row.figure, row.unit) if row.is_difference else f"{row.figure:.2f}",
-        "" if row.at_best is None else f"{row.at_best:.2f}",
-        f"{'≥' if row.at_least else '≤'}{_SPACE}{goal}",
-        "met" if row.met else "missed",
+        f"{figure} {unit}",
+        goal and f"at {'least' if row.at_least else 'most'} {goal}",
+        {True: "yes", False: "no", None: ""}[row.met],
     )
 
 
