@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from drivers import Holder
 from procrastinate_side import DEFER, OURS, arguments, jobs, ready_made, without_layer
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn import ExternalConnector, describe, wire
-from procrastinate_extconn.plugins import plugins
+from procrastinate_extconn import ExternalConnector, wire
 from procrastinate_extconn.queries import DEFER_ROWS
 
 CHUNK = 1000
@@ -55,24 +54,21 @@ def raw_with_json(holder: Holder, count: int) -> Callable[[], Any]:
     return lambda: run(jobs=wire.encode_jobs(batch))
 
 
-def plugin(holder: Holder) -> Callable[[], Any]:
-    """Run it by the driver's plugin alone, with a text that is made each time."""
-    batch, conn = jobs(1), holder.conn
-    query = ready_made(1)[0]
-    plugin: Any = plugins().get(describe(conn).plugin)
-    return lambda: plugin.execute_on_external(conn, query, {"jobs": wire.encode_jobs(batch)})
-
-
 def no_layer(holder: Holder) -> dict[bool, Any]:
     """Tasks whose jobs go to the driver alone."""
     return without_layer(holder.raw(ready_made(1)[0]))
 
 
-def defer_many(holder: Holder, count: int) -> Callable[[], Any]:
-    """Defer a stream of *count* jobs on *holder*'s connection, as a person does."""
+def defer_many(
+    holder: Holder, count: int, rows: Iterable[dict[str, Any]] | None = None
+) -> Callable[[], Any]:
+    """Defer *count* jobs on *holder*'s connection, as a person does.
+
+    :param rows: their arguments, if they were made before.
+    """
     deferrer = OURS[holder.loop is not None].configure(connection=holder.conn)
     function = extconn.defer_many if holder.loop is None else extconn.defer_many_async
-    return lambda: function(deferrer, (arguments(number) for number in range(count)))
+    return lambda: function(deferrer, rows or map(arguments, range(count)))
 
 
 def raw_chunks(holder: Holder, count: int) -> Callable[[], Any]:

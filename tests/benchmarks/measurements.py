@@ -86,6 +86,10 @@ def one_job_end_to_end(dsn: str, rounds: int, results: Results) -> None:
             result = race(turns, rounds=rounds, calls=CALLS)
         row = faster(what, NATIVE, result, goal, at_best="no layer")
         results.rows.append(row)
+        bars = results.bars.setdefault("request", {})
+        call = what.partition(",")[0]
+        bars[f"{call}, Procrastinate alone"] = result.median("theirs")
+        bars[f"{call}, with the layer"] = result.median("ours")
 
 
 def one_job_layer_alone(dsn: str, rounds: int, results: Results) -> None:
@@ -95,17 +99,12 @@ def one_job_layer_alone(dsn: str, rounds: int, results: Results) -> None:
             turns = {
                 "theirs": holder.turn(calls.raw(holder, 1)),
                 "JSON": holder.turn(calls.raw_with_json(holder, 1)),
-                "plugin": holder.turn(calls.plugin(holder)),
                 "ours": holder.turn(calls.layer(holder, 1)),
             }
             result = race(turns, rounds=rounds, calls=CALLS)
         what = f"one job through the layer, {name}, client CPU"
         row = times(what, "the driver alone", result, goal, at_best="JSON")
         results.rows.append(row)
-        results.overhead[name] = {
-            "raw": result.median("theirs"),
-            **{part: result.ratio(part, "theirs") for part in ("JSON", "plugin", "ours")},
-        }
 
 
 def first_job_on_asyncpg(dsn: str, rounds: int, results: Results) -> None:
@@ -243,6 +242,6 @@ ALL: dict[str, Callable[[str, int, Results], None]] = {
         growth,
         many_plugins,
         imports,
-        queues.batch_sizes,
+        queues.imports,
     )
 }

@@ -49,7 +49,7 @@ def thousand_jobs(dsn: str, rounds: int, results: Results) -> None:
     """Compare a thousand jobs with each peer, on the same connection."""
     orders = [arguments(number) for number in range(1_000)]
     for contest, holder, peer in _held(dsn):
-        many = calls.defer_many(holder, len(orders))
+        many = calls.defer_many(holder, len(orders), orders)
         batch = calls.batch_defer(OURS, holder, len(orders))
         turns = {
             "defer_many()": holder.turn(many, WALL),
@@ -86,28 +86,19 @@ def one_job(dsn: str, rounds: int, results: Results) -> None:
         results.rows.append(row)
 
 
-def batch_sizes(dsn: str, rounds: int, results: Results) -> None:
-    """Measure all contestants over batches of 1 to 100,000 jobs."""
-    with (
-        drivers.hold_psycopg(dsn) as holder,
-        drivers.hold_sqlalchemy(dsn) as sqlalchemy_holder,
-    ):
-        river, pgqueuer = peers.river(sqlalchemy_holder), peers.pgqueuer(holder)
-        for size in (1, 10, 100, 1_000, 10_000, 100_000):
-            orders = [arguments(number) for number in range(size)]
-            turns = {
-                "batch_defer()": holder.turn(calls.batch_defer(OURS, holder, size), WALL),
-                "defer_many()": holder.turn(calls.defer_many(holder, size), WALL),
-                "native batch_defer()": not_installed(
-                    holder.turn(calls.batch_defer(OURS, holder, size), WALL)
-                ),
-                "raw driver": holder.turn(calls.raw(holder, size), WALL),
-                "riverqueue": sqlalchemy_holder.turn(partial(river.many, orders), WALL),
-                "pgqueuer": holder.turn(partial(pgqueuer.many, orders), WALL),
-            }
-            few = max(3, min(rounds, 30_000 // size))
-            result = race(turns, rounds=few, calls=max(1, 100 // size))
-            peers.clear(dsn)
-            for name in turns:
-                curve = results.throughput.setdefault(name, {})
-                curve[str(size)] = size / result.median(name)
+def imports(dsn: str, rounds: int, results: Results) -> None:
+    """Measure how many jobs a second each contestant defers, ten thousand at a time."""
+    size = 10_000
+    orders = [arguments(number) for number in range(size)]
+    with drivers.hold_psycopg(dsn) as holder, drivers.hold_sqlalchemy(dsn) as other:
+        batch = holder.turn(calls.batch_defer(OURS, holder, size), WALL)
+        turns = {
+            "batch_defer(), Procrastinate alone": not_installed(batch),
+            "batch_defer(), with the layer": batch,
+            "defer_many()": holder.turn(calls.defer_many(holder, size, orders), WALL),
+            "psycopg alone, same statement": holder.turn(calls.raw_chunks(holder, size), WALL),
+            "riverqueue": other.turn(partial(peers.river(other).many, orders), WALL),
+            "pgqueuer": holder.turn(partial(peers.pgqueuer(holder).many, orders), WALL),
+        }
+        result = race(turns, rounds=min(rounds, 10))
+    results.bars["import"] = {name: size / result.median(name) for name in turns}

@@ -40,11 +40,8 @@ class Results:
     def __init__(self) -> None:
         self.machine: dict[str, str] = {}
         self.rows: list[Row] = []
-        self.throughput: dict[str, dict[str, float]] = {}
-        """Contestant -> batch size -> jobs a second."""
-        self.overhead: dict[str, dict[str, float]] = {}
-        """Driver -> seconds of client CPU for one job, and how often they go into it with what the layer adds, part
-        by part: JSON made of the job, the plugin in place of the driver alone, and all of the layer."""
+        self.bars: dict[str, dict[str, float]] = {}
+        """Plot -> contestant -> seconds for one job in a request, jobs a second in an import."""
 
     def data(self) -> dict[str, Any]:
         """All of it, for a file."""
@@ -52,8 +49,7 @@ class Results:
             {
                 "machine": self.machine,
                 "rows": [{**row._asdict(), "met": row.met} for row in self.rows],
-                "throughput": self.throughput,
-                "overhead": self.overhead,
+                "bars": self.bars,
             }
         )
 

@@ -46,7 +46,7 @@ def against_batches(dsn: str, rounds: int, results: Results) -> None:
                 deferrer.batch_defer(*orders[start : start + calls.CHUNK])
 
         turns = {
-            "ours": holder.turn(calls.defer_many(holder, len(orders)), WALL),
+            "ours": holder.turn(calls.defer_many(holder, len(orders), orders), WALL),
             "theirs": holder.turn(in_chunks, WALL),
         }
         result = race(turns, rounds=rounds)
