@@ -17,4 +17,6 @@ def main() -> None:
             f"procrastinate-extconn: the command line needs {missing}, which is not installed: "
             "run `pip install 'procrastinate-extconn[cli]'`"
         )
+    except KeyboardInterrupt:
+        sys.exit(130)
     cli(prog_name="procrastinate-extconn")
