@@ -182,3 +182,10 @@ def test_ci_runs_the_readme_command() -> None:
         r"^\$ (.* \.venv/bin/tox)$", (ROOT / "README.md").read_text(), re.MULTILINE
     )
     assert command in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_install_lines_are_as_released() -> None:
+    """Each line that installs is as the one constant says that decides whether there is a release."""
+    check = [sys.executable, str(DOCS / "install_lines.py"), "--check"]
+    ran = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
