@@ -41,7 +41,7 @@ BLOCK = re.compile(
     r"^(?P<opening> *(?P<fence>`{3,}|~{3,}|:{3,}).*)\n(.*\n)*? *(?P=fence) *$", re.MULTILINE
 )
 RUN_OR_NOT_PYTHON = re.compile(
-    r"```(python|console|text|sql|\{(toctree|eval-rst|image|include)\}.*"
+    r"```(python|console|text|sql|diff|\{(toctree|eval-rst|image|include)\}.*"
     r"|\{literalinclude\} (\w+\.txt|\.\./examples/(\w+/.*|test_\w+\.py)))"
 )
 
