@@ -131,7 +131,7 @@ class _Stream:
         return int(row["count"])
 
     def _progress(self, chunks: int, deferred: int, chunk_size: int) -> str:
-        """What is there of the jobs when a chunk has failed."""
+        """Which chunk has failed, and what has become of the jobs before it."""
         text = f"defer_many: chunk {chunks + 1} failed, which begins with row {chunks * chunk_size + 1:,}."
         if not deferred:
             return f"{text} No chunk was deferred before it."

@@ -23,8 +23,8 @@ WORKER_QUERIES = frozenset(
 
 JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
 """The parameter of a query that takes job records, and their type."""
-# The table is named so that a database without Procrastinate's schema and one with another version of it give
-# different errors: the server looks at FROM first.
+# The server looks at FROM first. So a database without Procrastinate's schema, and one with another version of it,
+# give different errors.
 JOBS_AS_TEXT = (
     r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)) "
     r"FROM (SELECT CAST('procrastinate_jobs' AS regclass)) AS its_schema)"

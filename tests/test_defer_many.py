@@ -204,7 +204,7 @@ async def test_in_memory(connector: Any, installed: None, dsn: str) -> None:
 
 
 class Recording(procrastinate.SyncPsycopgConnector):
-    """A connector of a person's that knows Procrastinate's queries and no other."""
+    """A person's own connector, which knows Procrastinate's queries and no other."""
 
     asked: list[str] = []  # noqa: RUF012
 

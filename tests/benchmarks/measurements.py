@@ -242,6 +242,6 @@ ALL: dict[str, Callable[[str, int, Results], None]] = {
         growth,
         many_plugins,
         imports,
-        queues.imports,
+        queues.import_rate,
     )
 }

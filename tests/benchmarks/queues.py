@@ -86,7 +86,7 @@ def one_job(dsn: str, rounds: int, results: Results) -> None:
         results.rows.append(row)
 
 
-def imports(dsn: str, rounds: int, results: Results) -> None:
+def import_rate(dsn: str, rounds: int, results: Results) -> None:
     """Measure how many jobs a second each contestant defers, ten thousand at a time."""
     size = 10_000
     orders = [arguments(number) for number in range(size)]

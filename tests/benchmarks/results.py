@@ -53,13 +53,14 @@ class Results:
             }
         )
 
-    def table(self) -> str:
-        """Make a table in Markdown."""
+    def table(self, *, goals: bool) -> str:
+        """Make a table in Markdown, with our goals or without them."""
         lines = [
             ("what", "against", "ours", "theirs", "ours took", "goal", "reached"),
             ("---", "---", "---:", "---:", "---", "---", "---"),
             *(_cells(row) for row in self.rows),
         ]
+        lines = lines if goals else [line[:-2] for line in lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "".join(
             f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |\n"
@@ -69,10 +70,11 @@ class Results:
 
 def _cells(row: Row) -> tuple[str, ...]:
     figure, goal = (
-        "" if one is None else _amount(one, row.unit) if row.is_difference else f"{one:.3g}"
+        "" if one is None else _amount(one, row.unit) if row.is_difference else f"{one:.2f}"
         for one in (row.figure, row.goal)
     )
-    unit = "more" if row.is_difference else "times as fast" if row.at_least else "times as long"
+    unit = "times as much" if row.unit == "B" else "times as long"
+    unit = "more" if row.is_difference else "times as fast" if row.at_least else unit
     return (
         row.what,
         row.against,
