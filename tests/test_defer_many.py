@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import sys
 import tracemalloc
@@ -171,6 +172,34 @@ async def test_on_the_apps_own_connector(
                 assert extconn.defer_many(task, rows(5), chunk_size=2) == 5
     finally:
         extconn.uninstall()
+    assert len(watch.jobs()) == 5
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("sqlalchemy", "SQLAlchemyPsycopg2Connector"),
+        ("psycopg2", "Psycopg2Connector"),
+        ("aiopg", "AiopgConnector"),
+    ],
+)
+async def test_on_procrastinates_other_connectors(
+    dsn: str, watch: Watch, package: str, name: str
+) -> None:
+    """An app on a connector for another driver defers too, also where nothing is patched."""
+    pytest.importorskip("psycopg2")
+    pytest.importorskip(package)
+    connector = getattr(importlib.import_module(f"procrastinate.contrib.{package}"), name)
+    if package == "sqlalchemy":
+        dsn = dsn.replace("postgresql://", "postgresql+psycopg2://")
+    app = procrastinate.App(connector=connector(dsn=dsn))
+    task = app.configure_task("process_order", lock="L")
+    if package == "aiopg":
+        async with app.open_async():
+            assert await extconn.defer_many_async(task, rows(5), chunk_size=2) == 5
+    else:
+        with app.open():
+            assert extconn.defer_many(task, rows(5), chunk_size=2) == 5
     assert len(watch.jobs()) == 5
 
 
