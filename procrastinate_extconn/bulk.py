@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
@@ -38,13 +39,15 @@ def defer_many(
     :raises TypeError: if *deferrer* or a row is something else.
     :raises ValueError: if *chunk_size* is less than 1.
     """
-    if not isinstance(rows, Iterable):
+    stream = _Stream(deferrer, is_async=False)
+    try:
+        iterator = iter(rows)
+    except TypeError as exc:
         raise TypeError(
             f"defer_many() takes an iterable of dicts, got {type(rows).__name__}: defer_many_async() takes an "
             "asynchronous one too"
-        )
-    stream = _Stream(deferrer, is_async=False)
-    return finish(stream.defer(iter(rows), chunk_size))
+        ) from exc
+    return finish(stream.defer(iterator, chunk_size))
 
 
 async def defer_many_async(
@@ -82,7 +85,7 @@ class _Stream:
         if self._connection is None:
             return getattr(self._connector, name)
         execute = getattr(self._connector, f"{name}_with_connection")
-        return lambda **arguments: execute(self._connection, **arguments)
+        return functools.partial(execute, self._connection)
 
     def _common_record(self) -> str | None:
         """What the jobs have in common, as JSON; None where `JobDeferrer.batch_defer` has to do.
@@ -138,10 +141,12 @@ class _Stream:
         return f"{text} The {deferred:,} jobs of the chunks before it {self._fate()}."
 
     def _fate(self) -> str:
-        connection = self._connection or ambient.connection(sql.queries["defer_jobs"])
-        if connection is None:
-            return "are committed, unless the app's connector takes part in a transaction (Django's does)"
         try:
+            connection = self._connection
+            if connection is None:
+                connection = ambient.connection(sql.queries["defer_jobs"])
+            if connection is None:
+                return "are committed, unless the app's connector takes part in a transaction (Django's does)"
             description = plugins().describe(unwrap(connection))
         except ExternalConnectionError:
             description = None
@@ -177,5 +182,5 @@ def _explain(exc: Exception, text: str) -> None:
     """Add *text* to the message of an error of Procrastinate's or ours; to another as a note (Python 3.11)."""
     if isinstance(exc, ProcrastinateException):
         exc.args = (f"{str(exc).rstrip('.')}. {text}", *exc.args[1:])
-    elif hasattr(exc, "add_note"):
-        exc.add_note(text)
+    elif add_note := getattr(exc, "add_note", None):
+        add_note(text)
