@@ -29,10 +29,11 @@ JSON_COLUMNS = ("args", "stats")
 _JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
 # The table is named so that a database without Procrastinate's schema and one with another version of it give
 # different errors: the server looks at FROM first.
+# PostgreSQL's own names are qualified: an earlier schema of the search_path may have the same.
+_RECORDS = r"pg_catalog.json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS pg_catalog.text) AS pg_catalog.json))"
 _JOBS_AS_TEXT = (
-    r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)) "
-    r"FROM (SELECT CAST('procrastinate_jobs' AS regclass)) AS its_schema)"
-)
+    "ARRAY(SELECT RECORDS FROM (SELECT CAST('procrastinate_jobs' AS pg_catalog.regclass)) AS its_schema)"
+).replace("RECORDS", _RECORDS)
 _CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
 # A list travels as the text of PostgreSQL's array literal, which every driver can bind.
 _ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
@@ -59,10 +60,18 @@ def prepare(query: str) -> Statement:
     numbers = frozenset(_CONCATENATED.findall(query))
     query = _JOBS.sub(_JOBS_AS_TEXT, query)
     arrays = frozenset(name for name, _ in _ARRAY.findall(query))
-    query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS text) AS \2)", query)
+    query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS pg_catalog.text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
     query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
     return Statement(query, jobs[1] if jobs else None, numbers, arrays)
+
+
+@functools.lru_cache(maxsize=16)
+def records(query: str) -> tuple[str, str]:
+    """The job records that *query* defers: as a set, and as the array that stands in the prepared query."""
+    found = _JOBS.search(query)
+    assert found is not None
+    return found.expand(_RECORDS), found.expand(_JOBS_AS_TEXT)
 
 
 def encode(
@@ -79,7 +88,9 @@ def encode(
         if name == jobs:
             args[name] = encode_jobs(value, dumps)
         elif isinstance(value, dict):
-            query = query.replace(f"%({name})s", f"CAST(CAST(%({name})s AS text) AS jsonb)")
+            query = query.replace(
+                f"%({name})s", f"CAST(CAST(%({name})s AS pg_catalog.text) AS pg_catalog.jsonb)"
+            )
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
             args[name] = _array(name, value, arrays)
@@ -121,7 +132,7 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     for queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at in jobs:
         document = dumps(args)
         record = (
-            f'{{"queue_name":{encode_basestring(queue_name)},"task_name":{encode_basestring(task_name)},'
+            f'{{"queue_name":{_quote(queue_name)},"task_name":{encode_basestring(task_name)},'
             f'"priority":{priority:d},"args":{document if isinstance(document, str) else document.decode()}'
         )
         if lock is not None:
@@ -136,8 +147,33 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
 
 
 def _quote(value: object) -> str:
-    # Some pass a UUID for a lock, and Procrastinate's own psycopg connectors take it.
-    return encode_basestring(value if isinstance(value, str) else str(value))
+    return encode_basestring(value if type(value) is str else lock_text(value))
+
+
+def lock_text(value: object) -> str:
+    """A lock as Procrastinate's own psycopg connectors store it: a UUID without hyphens, for instance.
+
+    :raises ExternalConnectionError: for a value that they do not store as text either.
+    """
+    if type(value) is str:
+        return value
+    text = _dumped(value)
+    if text is None:
+        raise ExternalConnectionError(
+            f"a {type(value).__qualname__} is no lock or queue: pass a str, as two processes have to agree on it"
+        )
+    return text
+
+
+def _dumped(value: object) -> str | None:
+    from psycopg import ProgrammingError
+    from psycopg.adapt import PyFormat, Transformer
+
+    try:
+        dumped = Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
+    except ProgrammingError:
+        return None
+    return None if dumped is None else bytes(dumped).decode()
 
 
 def _make_dumps() -> Callable[[Any], str]:
@@ -168,8 +204,10 @@ def _text(document: str | bytes) -> str:
 def queueing_locks(arguments: Mapping[str, Any]) -> list[str]:
     """The queueing locks that *arguments* send, of one job or of a batch."""
     jobs = arguments.get("jobs", ())
+    if isinstance(jobs, str):
+        return [job["queueing_lock"] for job in json.loads(jobs) if "queueing_lock" in job]
     locks = [arguments.get("queueing_lock"), *(job.queueing_lock for job in jobs)]
-    return [str(lock) for lock in locks if lock is not None]
+    return [lock_text(lock) for lock in locks if lock is not None]
 
 
 def decode(rows: Rows, loads: Loads | None = None) -> Rows:
