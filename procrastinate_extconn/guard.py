@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 
+from .ambient import after_commit
 from .exceptions import OutsideTransaction, OutsideTransactionWarning, UnusableConnection
 from .fallback import type_name
 from .hookspecs import Description, State
@@ -52,7 +53,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
     if state == "failed":
         raise UnusableConnection(
             f"the transaction on this {description.driver} connection has failed before this call: roll it back, "
-            "or roll back to a savepoint, and try again"
+            f"or roll back to a savepoint, and try again{after_commit(conn)}"
         )
     if mode == "allow" or not writes(query):
         return
@@ -62,7 +63,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         fix = _FIX.get(description.plugin, "open a transaction first")
         text = (
             f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
-            f"the job would be there whatever becomes of your rows: {fix}"
+            f"the job would be there whatever becomes of your rows: {fix}{after_commit(conn)}"
         )
         if mode == "error":
             raise OutsideTransaction(text)

@@ -11,9 +11,13 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
 from json.encoder import encode_basestring, encode_basestring_ascii
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
+from .exceptions import ExternalConnectionError
 from .hookspecs import Rows, Value
 
 Dumps: TypeAlias = "Callable[[Any], str | bytes]"
@@ -79,6 +83,35 @@ def encode(
     return query, args
 
 
+_COLUMNS = ("queue_name", "task_name", "priority", "args", "lock", "queueing_lock", "scheduled_at")
+"""The attributes of a job record that are known here."""
+
+
+class _Layout(NamedTuple):
+    """Where a version of Procrastinate keeps what it knows of a job that is to be deferred."""
+
+    known: Callable[[Any], tuple[Any, ...]]
+    """Takes the values of `_COLUMNS` from a job."""
+    more: tuple[str, ...]
+    """The names of what is not known here."""
+
+
+@functools.lru_cache(maxsize=16)
+def layout(job: type) -> _Layout:
+    """How to read a job, by names: another version has other fields, or the same in another order.
+
+    :raises ExternalConnectionError: if it cannot be read.
+    """
+    fields: tuple[str, ...] = getattr(job, "_fields", ())
+    if missing := [name for name in _COLUMNS if name not in fields]:
+        raise ExternalConnectionError(
+            f"this version of Procrastinate has jobs without {', '.join(missing)} ({job.__qualname__} has "
+            f"{', '.join(fields) or 'no fields'}): use one that procrastinate-extconn is tested with"
+        )
+    known = itemgetter(*map(fields.index, _COLUMNS))
+    return _Layout(known, tuple(name for name in fields if name not in _COLUMNS))
+
+
 def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     """A JSON array of job records, each an object whose keys are the attributes of the composite type.
 
@@ -86,10 +119,14 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
 
     :param jobs: `procrastinate.types.JobToDefer` tuples.
     """
+    if not jobs:
+        return "[]"
     dumps = dumps or _dumps
+    known, more = layout(type(jobs[0]))
     # One function and one join: one job pays for each call, and a large batch for each copy.
     text = ["["]
-    for queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at in jobs:
+    for job in jobs:
+        queue_name, task_name, priority, args, lock, queueing_lock, scheduled_at = known(job)
         document = dumps(args)
         record = (
             f'{{"queue_name":{encode_basestring(queue_name)},"task_name":{encode_basestring(task_name)},'
@@ -101,9 +138,22 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
             record += f',"queueing_lock":{_quote(queueing_lock)}'
         if scheduled_at is not None:
             record += f',"scheduled_at":"{scheduled_at.isoformat()}"'
+        for name in more:
+            record += f',"{name}":{_json(getattr(job, name), dumps)}'
         text += record, "},"
-    text[-1] = "}]" if jobs else "[]"
+    text[-1] = "}]"
     return "".join(text)
+
+
+def _json(value: Any, dumps: Dumps) -> str:
+    """A value of a field that is not known here, as PostgreSQL reads it from a JSON record."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, (dict, list)):
+        return _text(dumps(value))
+    if value is None or isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    return encode_basestring(value.isoformat() if isinstance(value, datetime) else str(value))
 
 
 def _quote(value: object) -> str:
