@@ -19,7 +19,7 @@ from .queries import MANAGER_QUERIES, WORKER_QUERIES
 
 C = TypeVar("C")
 
-AFTER_COMMIT = "So does a hook that runs after the commit, such as on_commit or after_commit: the transaction is over by then."
+AFTER_COMMIT = "So does a hook that runs after the commit, such as on_commit or after_commit: by then the transaction is over."
 """What a refusal adds after it has named `standalone`."""
 
 
@@ -55,16 +55,17 @@ def using(conn: C) -> Generator[C]:
     :param conn: any connection that a plugin takes, or what `external` made of one.
     :returns: a context manager that yields *conn*.
     :raises ExternalConnectionError: if no connector is patched, since the block would do nothing.
-    :raises UnsupportedConnection: if no plugin takes *conn*.
+    :raises UnsupportedConnection: if no plugin takes *conn*, or it leads to another database than PostgreSQL.
     """
     if not layer.is_on_anywhere():
         raise ExternalConnectionError(
             "using() would do nothing, as no connector is patched: call procrastinate_extconn.install() first"
         )
+    from .guard import require_postgresql
     from .patching import watch
     from .plugins import describe
 
-    describe(conn)
+    require_postgresql(conn, describe(conn))
     watch()
     block = _Block(conn)
     token = _block.set(block)

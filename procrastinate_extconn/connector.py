@@ -13,7 +13,7 @@ from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
-from .guard import READY, guard, warn
+from .guard import POSTGRESQL, READY, guard, warn
 from .hookspecs import Rows
 from .layer import layer
 from .options import External, OutsideMode
@@ -70,7 +70,7 @@ class ExternalConnector(OneBodyConnector):
         if description is not None:
             if description.is_async is not is_async:
                 raise self._mismatch(is_async=is_async)
-            if description.state not in READY:
+            if description.state not in READY or description.dialect != POSTGRESQL:
                 guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
@@ -95,28 +95,28 @@ class ExternalConnector(OneBodyConnector):
             if isinstance(result, list):
                 if is_async:
                     self._at_once()
-                return wire.decode(result, self.json_loads)
+                return self._decoded(result, query)
             if is_async:
-                return self._receive(result, arguments, isolated=isolated)
+                return self._receive(result, query, arguments, isolated=isolated)
             if inspect.isawaitable(result):
                 discard(result)
                 error = self._mismatch(is_async=is_async)
             else:
-                error = self._no_rows(result)
+                error = self._fault(result, "rows")
         try:
             raise error
         finally:
             del error
 
     async def _receive(
-        self, result: Awaitable[Rows], arguments: dict[str, Any], *, isolated: bool
+        self, result: Awaitable[Rows], query: str, arguments: dict[str, Any], *, isolated: bool
     ) -> Rows:
         try:
             rows = await result
         except Exception as exc:  # noqa: BLE001
             error = self._translated(exc, arguments, isolated=isolated)
         else:
-            return wire.decode(rows, self.json_loads)
+            return self._decoded(rows, query)
         try:
             raise error
         finally:
@@ -158,10 +158,20 @@ class ExternalConnector(OneBodyConnector):
             "method of the same name that ends in _async"
         )
 
-    def _no_rows(self, result: object) -> ExternalConnectionError:
+    def _decoded(self, rows: Rows, query: str) -> Rows:
+        if not isinstance(rows, list):
+            raise self._fault(rows, "rows")
+        for row in rows:
+            if not isinstance(row, dict):
+                raise self._fault(row, "a row")
+        if rows and wire.DEFERS in query and not isinstance(rows[0].get("id"), int):
+            raise self._fault(rows[0].get("id"), "a job's id")
+        return wire.decode(rows, self.json_loads)
+
+    def _fault(self, returned: object, place: str) -> ExternalConnectionError:
         return ExternalConnectionError(
-            f"the plugin {self._taker()!r} returned {type_name(type(result))}, which are no rows: execute_on_external "
-            "returns a list of dicts. The statement may have run, so roll back."
+            f"the plugin {self._taker()!r} returned {type_name(type(returned))} for {place}: execute_on_external "
+            "should return a list of dicts, with PostgreSQL's own values. Roll back: the statement may have run."
         )
 
     def _taker(self) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .classes import Classes, Refusal
-from .exceptions import UnsupportedConnection
 from .hookspecs import Description, Rows, State, Value
 from .plugins import plugins
 
@@ -20,9 +19,8 @@ __all__ = [
     "libpq_state",
     "named",
     "numeric",
-    "pg8000_args",
     "positional",
-    "require_postgresql",
+    "require_encodable",
     "rows",
 ]
 
@@ -121,40 +119,15 @@ def libpq_state(conn: Any, status: int) -> State:
     return "closed"
 
 
-def require_postgresql(conn: object, dialect: str) -> None:
-    """Refuse a wrapper's connection that leads to another database.
+def require_encodable(args: Mapping[str, Value], encoding: str) -> None:
+    """Refuse a text that the connection's encoding lacks, for a driver that would notice too late.
 
-    :param dialect: what the wrapper calls its database.
-    :raises UnsupportedConnection: unless that is PostgreSQL.
-    """
-    if dialect not in ("postgres", "postgresql"):
-        raise UnsupportedConnection(
-            f"procrastinate-extconn does not support external connections to {dialect}: this {type(conn).__name__} "
-            "is not bound to PostgreSQL. Use one that is bound to the database where Procrastinate's schema is."
-        )
-
-
-def pg8000_args(args: Mapping[str, Value], encoding: str) -> dict[str, Value]:
-    """*args* as pg8000 can take them, by itself or under SQLAlchemy: an array goes as its literal.
-
-    In pg8000's own array a text ``null`` is NULL, and in older versions some white space is lost.
-
-    :param encoding: the connection's.
-    :raises UnicodeEncodeError: for a text that the connection's encoding lacks. pg8000 sees it with half of the
-        statement sent, and takes each answer from then on for that to the next statement.
+    :param encoding: the connection's, by Python's name for it.
+    :raises UnicodeEncodeError: naming the character. Nothing was sent.
     """
     for value in args.values():
         if isinstance(value, str):
             value.encode(encoding)
-    return {
-        name: _array_literal(value) if isinstance(value, list) else value
-        for name, value in args.items()
-    }
-
-
-def _array_literal(values: list[int] | list[str]) -> str:
-    quoted = [re.sub(r'(["\\])', r"\\\1", str(value)) for value in values]
-    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 
 
 def describe_held(conn: object) -> Description | None:

@@ -6,28 +6,23 @@ import inspect
 import warnings
 
 from .ambient import after_commit
-from .exceptions import OutsideTransaction, OutsideTransactionWarning, UnusableConnection
+from .exceptions import (
+    OutsideTransaction,
+    OutsideTransactionWarning,
+    UnsupportedConnection,
+    UnusableConnection,
+)
 from .fallback import type_name
 from .hookspecs import Description, State
 from .options import OutsideMode
 from .plugins import plugins
 from .queries import writes
 
+POSTGRESQL = "postgresql"
+
 READY: tuple[State, ...] = ("in_transaction", "idle")
 """The states in which the next statement belongs to a transaction."""
 
-_FIX = {
-    "psycopg": "enter `with conn.transaction():`, or connect with autocommit=False",
-    "psycopg2": "set `conn.autocommit = False`",
-    "sqlalchemy": "use an engine or connection whose isolation level is not AUTOCOMMIT",
-    "asyncpg": "enter `async with conn.transaction():`",
-    "aiopg": "run `BEGIN` first, or enter `async with cursor.begin():`",
-    "pg8000": "set `conn.autocommit = False`, or run `START TRANSACTION` first",
-    "psqlpy": "enter `async with conn.transaction() as transaction:` and pass that",
-    "django": "enter `with transaction.atomic():`",
-    "piccolo": "enter `async with engine.transaction() as transaction:` and pass that",
-    "peewee": "enter `with database.atomic():`",
-}
 _QUIET = (
     "procrastinate",
     "procrastinate_extconn",
@@ -38,13 +33,28 @@ _QUIET = (
 )
 
 
+def require_postgresql(conn: object, description: Description) -> None:
+    """Refuse a connection to another database.
+
+    :raises UnsupportedConnection: naming the database.
+    """
+    if description.dialect != POSTGRESQL:
+        raise UnsupportedConnection(
+            f"procrastinate-extconn does not support external connections to {description.dialect}: this "
+            f"{type_name(type(conn))} is not bound to PostgreSQL. Use one that is bound to the database with "
+            'Procrastinate\'s schema, or an outbox: see "Rows in another database" in the documentation.'
+        )
+
+
 def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:
     """Refuse a connection that cannot run the query, and a write that would commit by itself.
 
-    :param description: of a connection that is not `READY`.
+    :param description: of a connection that is not `READY`, or not to PostgreSQL.
+    :raises UnsupportedConnection: for another database than PostgreSQL.
     :raises UnusableConnection: for a closed connection or a failed transaction.
     :raises OutsideTransaction: in mode ``"error"``, outside a transaction or where that cannot be known.
     """
+    require_postgresql(conn, description)
     state = description.state
     if state == "closed":
         raise UnusableConnection(
@@ -60,7 +70,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
     if state == "unknown":
         _outside_unknown(description, mode)
     else:
-        fix = _FIX.get(description.plugin, "open a transaction first")
+        fix = f"open one with `{description.begin}`" if description.begin else "open one first"
         text = (
             f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
             f"the job would be there whatever becomes of your rows: {fix}{after_commit(conn)}"

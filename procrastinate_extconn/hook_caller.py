@@ -1,4 +1,4 @@
-"""One hook, called on one plugin after the other; who took a class of connection is asked first from then on."""
+"""Calls one hook. The plugin that accepted a class of connection is cached, and is asked first from then on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import pluggy
 
+from .exceptions import ExternalConnectionError
 from .fallback import type_name
 
 R = TypeVar("R")
@@ -22,11 +23,13 @@ class HookCaller(Generic[R]):
 
     :param manager: has the plugins and the hook's specification.
     :param hook: its name. The hook's first argument is the object that a plugin takes or leaves.
+    :param expected: the class of its results. Another class is reported, and the claim is not cached.
     """
 
-    def __init__(self, manager: pluggy.PluginManager, hook: str) -> None:
+    def __init__(self, manager: pluggy.PluginManager, hook: str, expected: type = object) -> None:
         self._manager = manager
         self._hook = hook
+        self._expected = expected
         self.forget()
 
     def forget(self) -> None:
@@ -71,6 +74,11 @@ class HookCaller(Generic[R]):
         result: R = wrappers.call_extra([ask], arguments)
         if took:
             taker = took[0]
+            if not isinstance(result, self._expected):
+                raise ExternalConnectionError(
+                    f"the plugin {taker.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it should "
+                    f"return {self._expected.__name__} or None"
+                )
             call: Any = taker.function
             if wrapping or taker.argnames != parameters:
                 others = [plugin for plugin in plain if plugin is not taker.plugin]

@@ -5,18 +5,18 @@ The contract grows by new hooks and new arguments, which a plugin may leave out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import pluggy
 
-if TYPE_CHECKING:
-    from .kinds import Kind
-
 PROJECT_NAME = "procrastinate_extconn"
 """Pluggy's project name, and the entry-point group in which plugins are found."""
+
+T = TypeVar("T")
 
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT_NAME)
@@ -68,6 +68,48 @@ class Listener(NamedTuple):
     awaited."""
     notifications: AsyncIterator[tuple[str, str]]
     """The channel and payload of each notification. It ends, or raises, when the connection is lost."""
+
+
+class Held(NamedTuple):
+    """A connection in a transaction, with its driver's own way to do things.
+
+    The results of these functions are awaited if the connection is async.
+    """
+
+    conn: Any
+    """What is passed as ``connection=``."""
+    execute: Callable[[str], Any]
+    """Runs SQL without parameters. Returns the rows as tuples, ``[]`` for a statement without rows."""
+    commit: Callable[[], Any]
+    rollback: Callable[[], Any]
+
+
+class Kind(NamedTuple):
+    """A way to hold a connection in a transaction."""
+
+    id: str
+    """A short name, such as ``"asyncpg-pool"``."""
+    plugin: str
+    """The plugin that takes the connection."""
+    requires: tuple[str, ...]
+    """The modules that it needs, the driver's above all."""
+    is_async: bool
+    """Whether what is done on the connection is awaited."""
+    open: Callable[[str], Any]
+    """Takes a DSN. Returns a context manager that yields a `Held` and closes what it opened, async if `is_async`."""
+
+    @property
+    def in_greenlet(self) -> bool:
+        """Whether it is the sync inside of an async connection: `open` is async, and calls are sync in a greenlet."""
+        return False
+
+    async def call(self, body: Callable[[Held], Coroutine[Any, Any, T]], held: Held) -> T:
+        """Run *body* where the connection can be used."""
+        return await body(held)
+
+    def missing(self) -> list[str]:
+        """Those of the modules in `requires` that are not installed."""
+        return [name for name in self.requires if find_spec(name) is None]
 
 
 @hookspec(firstresult=True)
@@ -154,5 +196,5 @@ def external_kinds() -> Sequence[Kind]:  # type: ignore[empty-body]
     Optional. Every plugin is asked. The demo, the doctor, the contract kit and our tests open each kind. Import the
     driver, and the module that opens connections, inside this function.
 
-    :returns: `procrastinate_extconn.kinds.Kind` tuples.
+    :returns: `Kind` tuples. Import that class from `procrastinate_extconn.kinds`, inside this function.
     """

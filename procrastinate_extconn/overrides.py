@@ -38,12 +38,9 @@ def is_folded() -> bool:
 def watch() -> None:
     """Look at the connector of each call that a job manager makes, until `uninstall`."""
     for name, function in list(vars(JobManager).items()):
-        # The others call these.
-        if (
-            inspect.isfunction(function)
-            and "connector" in inspect.unwrap(function).__code__.co_names
-        ):
-            if name != "__init__":
+        # Of the methods that ask for nothing themselves, each calls one of these.
+        if inspect.isfunction(function) and name != "__init__":
+            if "connector" in inspect.unwrap(function).__code__.co_names:
                 replacing.wrap(JobManager, name, _watched, __name__)
 
 

@@ -19,7 +19,7 @@ import pluggy
 from . import fallback, hookspecs
 from .exceptions import PluginWarning
 from .hook_caller import HookCaller
-from .hookspecs import PROJECT_NAME, Description
+from .hookspecs import PROJECT_NAME, Description, Diagnostic, Kind
 from .options import unwrap
 
 BUILT_IN = ("psycopg", "sqlalchemy")
@@ -43,11 +43,18 @@ class Plugins:
         self.execute: HookCaller[Any] = HookCaller(self._manager, "execute_on_external")
         """What the first plugin that takes the connection returns for the query."""
         self.describe: HookCaller[Description | None] = HookCaller(
-            self._manager, "describe_external"
+            self._manager, "describe_external", Description
         )
         """What the first plugin that knows the connection says of it; None if no plugin that describes knows it."""
         self.connect: HookCaller[Any] = HookCaller(self._manager, "connect_external")
         """A context manager from the first plugin that takes the pool, or None."""
+        self.listen: HookCaller[Any] = HookCaller(self._manager, "listen_external")
+        """The same, for a connection of the pool that listens."""
+        self.read_error: HookCaller[Diagnostic | None] = HookCaller(
+            self._manager, "read_external_error", Diagnostic
+        )
+        """What the first plugin that knows the class of an error reads from it, or None."""
+        self._kinds: tuple[Kind, ...] | None = None
         self._warned: set[tuple[str, str]] = set()
         self.distributions: dict[str, importlib.metadata.Distribution] = {}
         self.failures: list[Failure] = []
@@ -109,8 +116,9 @@ class Plugins:
         return name
 
     def _forget(self) -> None:
-        for caller in (self.execute, self.describe, self.connect):
+        for caller in (self.execute, self.describe, self.connect, self.listen, self.read_error):
             caller.forget()
+        self._kinds = None
 
     def _validate(self, plugin: object, name: str) -> None:
         try:
@@ -157,6 +165,27 @@ class Plugins:
     def taker(self, conn: object) -> str | None:
         """The name of the plugin that has taken this class of connection before."""
         return self.execute.taker(conn)
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """Every kind of connection that a plugin names, those of the built-in plugins first."""
+        if self._kinds is None:
+            named: list[Kind] = []
+            for one in self._manager.hook.external_kinds.get_hookimpls():
+                try:
+                    found: list[object] = [*one.function()]  # type: ignore[misc]
+                    if not all(isinstance(kind, Kind) for kind in found):
+                        raise TypeError("not all of what it returned are Kind tuples")
+                # Whatever is wrong with one plugin, the kinds of the others are shown.
+                except Exception as exc:  # noqa: BLE001
+                    warnings.warn(
+                        f"the plugin {one.plugin_name!r} failed in external_kinds: {type(exc).__name__}: {exc}",
+                        PluginWarning,
+                        stacklevel=3,
+                    )
+                else:
+                    named += found  # type: ignore[arg-type]
+            self._kinds = tuple(named)
+        return self._kinds
 
     def first_time(self, subject: str, name: str) -> bool:
         """Whether *subject* comes up for the plugin *name* for the first time, so that it is warned about once."""

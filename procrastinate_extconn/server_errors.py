@@ -1,18 +1,18 @@
 """A driver's error becomes Procrastinate's, with a reason that a person can act on.
 
-What a server says is read by the attribute names that drivers give it, so that no plugin has to translate. Our text
-has the SQLSTATE and the primary message; DETAIL and CONTEXT quote values, so they stay in the driver's own error.
+Our text has the SQLSTATE and the primary message. DETAIL and CONTEXT quote values, so they stay in the driver's error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from procrastinate.exceptions import ConnectorException, UniqueViolation
 from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
 
+from .diagnosis import chain, read
 from .exceptions import UnusableConnection
 from .hookspecs import State
 
@@ -67,95 +67,16 @@ _FAILED = "Your transaction has failed: roll it back (external(conn, savepoint=T
 _FAILED_IF_ANY = "If there was a transaction, it has failed: roll it back (external(conn, savepoint=True) keeps it)."
 _GONE = "The connection is gone, and with it your transaction: open a new one and run it again."
 _KEPT = "Your transaction is as it was before."
-# psqlpy keeps what tokio-postgres makes a text of, without the SQLSTATE. The message of an English server tells it.
-_TEXT_ALONE = re.compile(
-    r"db error: \w+: (?P<message>.*?)(?:\n(?:DETAIL|HINT): (?P<detail>.*))?$", re.DOTALL
-)
-_MEANT = {
-    "^current transaction is aborted": "25P02",
-    "in a read-only transaction$": "25006",
-    "^could not serialize access": "40001",
-    "^deadlock detected": "40P01",
-    "^permission denied": "42501",
-    '^relation ".*" does not exist': "42P01",
-    "^function .* does not exist": "42883",
-    '^type ".*" does not exist': "42704",
-    "^duplicate key value": "23505",
-    "^invalid input syntax for type json": "22P02",
-    "^unsupported Unicode escape sequence": "22P05",
-    "^terminating connection": "57P01",
-    "^stack depth limit exceeded": "54001",
-}
 
 
 class ServerError(NamedTuple):
-    """What a driver's exception tells of the server's error; None where it does not."""
+    """The driver's exception, and what the server said."""
 
     cause: BaseException
     sqlstate: str | None
     message: str | None
-    constraint: str | None
     detail: str | None
-
-
-def read(exc: BaseException) -> ServerError:
-    """The server's error in *exc*, or in the driver's error that *exc* wraps."""
-    found = [error for error in map(_read_one, _wrapped(exc)) if error is not None]
-    if found:
-        # SQLAlchemy's stand-in for asyncpg's error has the SQLSTATE, and not the message.
-        return next((error for error in found if error.message), found[0])
-    # SQLAlchemy's own text quotes parameters, whatever the driver's error was.
-    cause = getattr(exc, "orig", None) or exc
-    return ServerError(cause, None, None, _constraint_in_text(cause), None)
-
-
-def _wrapped(exc: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    queue: list[Any] = [exc]
-    while queue:
-        error = queue.pop(0)
-        if isinstance(error, BaseException) and id(error) not in seen:
-            seen.add(id(error))
-            yield error
-            queue += [getattr(error, "orig", None), error.__cause__, *error.args[:1]]
-
-
-def _read_one(error: BaseException) -> ServerError | None:
-    fields: Mapping[str, str] | None = None
-    if error.args and isinstance(error.args[0], dict):
-        fields = error.args[0]
-    if fields and "C" in fields:  # pg8000: the protocol's one-letter fields
-        return ServerError(error, fields["C"], fields.get("M"), fields.get("n"), fields.get("D"))
-    sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    if not isinstance(sqlstate, str):
-        return _read_text(error)
-    diag = getattr(error, "diag", None)
-    if diag is not None and diag.message_primary is not None:  # psycopg and psycopg2
-        return ServerError(
-            error, sqlstate, diag.message_primary, diag.constraint_name, diag.message_detail
-        )
-    return ServerError(  # asyncpg
-        error,
-        sqlstate,
-        getattr(error, "message", None),
-        getattr(error, "constraint_name", None),
-        getattr(error, "detail", None) or str(error),
-    )
-
-
-def _read_text(error: BaseException) -> ServerError | None:
-    said = _TEXT_ALONE.search(str(error))
-    if said is None:
-        return None
-    message = said["message"]
-    sqlstate = next((code for text, code in _MEANT.items() if re.search(text, message)), None)
-    # Each language has quotation marks of its own.
-    constraint = re.search(rf"\b{QUEUEING_LOCK_CONSTRAINT}\b", message)
-    return ServerError(error, sqlstate, message, constraint and constraint[0], said["detail"])
-
-
-def _constraint_in_text(exc: BaseException) -> str | None:
-    return QUEUEING_LOCK_CONSTRAINT if f'"{QUEUEING_LOCK_CONSTRAINT}"' in str(exc) else None
+    constraint: str | None
 
 
 def translate(
@@ -175,7 +96,8 @@ def translate(
     :param isolated: whether a savepoint is about to be rolled back to.
     :param locks: the queueing locks that were sent.
     """
-    error = read(exc)
+    cause, said = read(exc)
+    error = ServerError(cause, *said)
     fate = _fate(error, state, isolated)
     text = " ".join(filter(None, (_said(error, driver), _advice(error, conn), fate)))
     is_taken = error.constraint == QUEUEING_LOCK_CONSTRAINT and error.sqlstate in ("23505", None)
@@ -207,7 +129,7 @@ def _fate(error: ServerError, state: State, isolated: bool) -> str | None:
 
 
 def _is_unencodable(error: ServerError) -> bool:
-    return any(isinstance(one, UnicodeError) for one in _wrapped(error.cause))
+    return any(isinstance(one, UnicodeError) for one in chain(error.cause))
 
 
 def _said(error: ServerError, driver: str) -> str:

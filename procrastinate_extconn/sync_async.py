@@ -25,7 +25,7 @@ async def done(value: Awaitable[T] | T) -> T:
     """*value*, awaited if it is awaitable."""
     if isinstance(value, list) or not inspect.isawaitable(value):
         return value
-    return await value  # type: ignore[no-any-return]
+    return await value
 
 
 def discard(awaitable: Any) -> None:

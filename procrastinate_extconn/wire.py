@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from json.encoder import encode_basestring, encode_basestring_ascii
@@ -23,6 +23,9 @@ from .hookspecs import Rows, Value
 Dumps: TypeAlias = "Callable[[Any], str | bytes]"
 Loads: TypeAlias = "Callable[[str], Any]"
 
+DEFERS = "procrastinate_defer_jobs_"
+"""What each query that defers jobs calls. Its rows are the ids of the jobs."""
+
 JSON_COLUMNS = ("args", "stats")
 """The columns that Procrastinate's queries return as JSON."""
 
@@ -33,7 +36,9 @@ _JOBS_AS_TEXT = (
     r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)) "
     r"FROM (SELECT CAST('procrastinate_jobs' AS regclass)) AS its_schema)"
 )
-_CAST = re.compile(r"%\((\w+)\)s::(\w+(?:\[\])?)")
+_CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
+# A list travels as the text of PostgreSQL's array literal, which every driver can bind.
+_ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
 # In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.
 _CONCATENATED = re.compile(r"%\((\w+)\)s(?=\s*\|\|)")
 
@@ -46,6 +51,8 @@ class Statement(NamedTuple):
     """The parameter that takes the job records, if the query defers jobs."""
     numbers: frozenset[str]
     """The parameters that are cast to a number."""
+    arrays: frozenset[str]
+    """The parameters that are cast to an array."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -54,9 +61,11 @@ def prepare(query: str) -> Statement:
     jobs = _JOBS.search(query)
     numbers = frozenset(_CONCATENATED.findall(query))
     query = _JOBS.sub(_JOBS_AS_TEXT, query)
+    arrays = frozenset(name for name, _ in _ARRAY.findall(query))
+    query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
     query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
-    return Statement(query, jobs[1] if jobs else None, numbers)
+    return Statement(query, jobs[1] if jobs else None, numbers, arrays)
 
 
 def encode(
@@ -65,8 +74,9 @@ def encode(
     """A query of Procrastinate's and its arguments, as a plugin gets them.
 
     :param dumps: makes JSON of a job's arguments; `json.dumps` if None. What it raises comes out as it is.
+    :raises ExternalConnectionError: for a list that the query does not cast to an array.
     """
-    query, jobs, numbers = prepare(query)
+    query, jobs, numbers, arrays = prepare(query)
     args: dict[str, Value] = {}
     for name, value in arguments.items():
         if name == jobs:
@@ -75,7 +85,7 @@ def encode(
             query = query.replace(f"%({name})s", f"CAST(CAST(%({name})s AS text) AS jsonb)")
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
-            args[name] = list(value)
+            args[name] = _array(name, value, arrays)
         elif name in numbers and value is not None:
             args[name] = float(value)
         else:
@@ -110,6 +120,24 @@ def layout(job: type) -> _Layout:
         )
     known = itemgetter(*map(fields.index, _COLUMNS))
     return _Layout(known, tuple(name for name in fields if name not in _COLUMNS))
+
+
+def _array(name: str, values: Iterable[Any], arrays: frozenset[str]) -> str:
+    """*values* as PostgreSQL's array literal."""
+    if name not in arrays:
+        raise ExternalConnectionError(
+            f"the parameter {name!r} is a list, and the query does not say of what: write %({name})s::bigint[], or "
+            "text[], or the type that it is"
+        )
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: object) -> str:
+    if isinstance(value, (list, tuple, Mapping)):
+        raise ExternalConnectionError(
+            "a list in a list, or a dict in a list, is no parameter that can be sent"
+        )
+    return "NULL" if value is None else '"' + re.sub(r'(["\\])', r"\\\1", str(value)) + '"'
 
 
 def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from procrastinate_extconn.fallback import KNOWN
+from procrastinate_extconn.known_plugins import KNOWN
 from procrastinate_extconn.plugins import plugins
 
 MAIN = "from procrastinate_extconn.cli import main; main()"
@@ -166,7 +166,7 @@ class TestCommand:
 
     def test_plugins_not_installed(self) -> None:
         """A plugin that is known but not installed comes with the command that installs it."""
-        before = "from procrastinate_extconn.fallback import KNOWN; KNOWN['imaginary'] = ()"
+        before = "from procrastinate_extconn.known_plugins import KNOWN; KNOWN['imaginary'] = ()"
         result = command_line("plugins", before=before)
         assert result.returncode == 0
         assert "  imaginary: pip install procrastinate-extconn-imaginary\n" in result.stdout

@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier, Literal
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import KINDS, Held, Kind
+from procrastinate_extconn.kinds import Held, Kind, all_kinds
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -36,7 +36,7 @@ from procrastinate_extconn.cli.group import cli
 DEMO = [sys.executable, "-c", "from procrastinate_extconn.cli import main; main()", "demo"]
 pytestmark = pytest.mark.timeout(300)  # a demo imports every driver
 
-INSTALLED = [kind.id for kind in KINDS if not kind.missing()]
+INSTALLED = [kind.id for kind in all_kinds() if not kind.missing()]
 
 
 @pytest.fixture
@@ -202,10 +202,11 @@ def test_not_as_it_should_be(
     password = psycopg.conninfo.conninfo_to_dict(dsn).get("password") or "no password"
     odd = Kind("odd", "psycopg", ("psycopg",), False, opened)
     absent = Kind("absent", "psycopg", ("psycopg", "a_driver"), False, opened)
-    monkeypatch.setattr(demo, "KINDS", (KINDS[0], odd, absent))
+    kinds = (all_kinds()[0], odd, absent)
+    monkeypatch.setattr(demo, "all_kinds", lambda: kinds)
     result = run("--dsn", dsn)
     assert result.exit_code == 1
-    assert table(result.output) == {KINDS[0].id: ["yes"] * 3, "odd": ["no"] * 3}
+    assert table(result.output) == {all_kinds()[0].id: ["yes"] * 3, "odd": ["no"] * 3}
     assert f"odd: {reason}" in result.output
     assert password not in result.output
     assert "absent: pip install a-driver" in result.output

@@ -17,7 +17,7 @@ from procrastinate.schema import SchemaManager
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
-from procrastinate_extconn.kinds import KINDS
+from procrastinate_extconn.kinds import all_kinds
 from procrastinate_extconn.temporary_server import TemporaryServer
 
 pytest.importorskip("click")
@@ -27,7 +27,7 @@ from click.testing import CliRunner, Result
 
 from procrastinate_extconn.cli.group import cli
 
-INSTALLED = [kind for kind in KINDS if not kind.missing()]
+INSTALLED = [kind for kind in all_kinds() if not kind.missing()]
 
 
 def run(*args: str) -> Result:

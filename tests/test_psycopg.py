@@ -16,7 +16,7 @@ from psycopg.types.string import StrBinaryDumper
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
-from procrastinate_extconn.kinds import KINDS, done
+from procrastinate_extconn.kinds import all_kinds, done
 
 PAYLOAD = {"text": "100% %s $1 :name", "big": 2**70}
 
@@ -28,7 +28,7 @@ def dsn(new_database: Callable[[], str]) -> str:
 
 
 @pytest.fixture(
-    params=[kind for kind in KINDS if kind.id in ("psycopg", "psycopg-async")],
+    params=[kind for kind in all_kinds() if kind.id in ("psycopg", "psycopg-async")],
     ids=lambda kind: kind.id,
 )
 def external(request: pytest.FixtureRequest, dsn: str) -> Iterator[External]:

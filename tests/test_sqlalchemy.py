@@ -15,7 +15,7 @@ from procrastinate.manager import JobManager
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
 from procrastinate_extconn.exceptions import OutsideTransactionWarning
-from procrastinate_extconn.kinds import KINDS, Kind
+from procrastinate_extconn.kinds import Kind, all_kinds
 
 sa = pytest.importorskip("sqlalchemy")
 asyncio_ = pytest.importorskip("sqlalchemy.ext.asyncio")
@@ -23,7 +23,7 @@ orm = pytest.importorskip("sqlalchemy.orm")
 
 SESSIONS = [
     kind
-    for kind in KINDS
+    for kind in all_kinds()
     if kind.id in ("sqlalchemy-session-psycopg", "sqlalchemy-scoped-session", "sqlmodel-session")
     or kind.id.startswith("sqlalchemy-async-session")
 ]

@@ -20,7 +20,7 @@ from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.exceptions import OutsideTransactionWarning
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 from procrastinate_extconn.testing import (
     StrictInMemoryConnector,
     assert_deferred,
@@ -244,7 +244,7 @@ def test_nothing_to_roll_back(dsn: str) -> None:
 @pytest.mark.filterwarnings("ignore:the plugin 'psqlpy' does not tell")
 async def test_nothing_to_roll_back_where_only_the_server_knows(dsn: str) -> None:
     """So is one that does not tell by itself that it is in no transaction."""
-    [kind] = [kind for kind in KINDS if kind.id == "psqlpy"]
+    [kind] = [kind for kind in all_kinds() if kind.id == "psqlpy"]
     if missing := kind.missing():
         pytest.skip(f"not installed: {', '.join(missing)}")
     async with kind.open(dsn) as held:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from holding import hold
 
-from procrastinate_extconn.kinds import KINDS, Kind
+from procrastinate_extconn.kinds import Kind, all_kinds
 
 pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed")
 
@@ -94,7 +94,7 @@ def defer_in_trace(kind: Kind, dsn: str, task: Any, package: str) -> None:
 
 def kinds(one: Callable[[Kind], object]) -> pytest.MarkDecorator:
     """Run a test on the kinds for which *one* is true."""
-    found = [pytest.param(kind, id=kind.id) for kind in KINDS if one(kind)]
+    found = [pytest.param(kind, id=kind.id) for kind in all_kinds() if one(kind)]
     return pytest.mark.parametrize("kind", found, indirect=True)
 
 

@@ -16,7 +16,7 @@ from procrastinate.jobs import Status
 from procrastinate.testing import InMemoryConnector
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import KINDS, done
+from procrastinate_extconn.kinds import all_kinds, done
 
 needs_one_row = pytest.mark.skipif(
     not hasattr(BaseConnector, "execute_query_one_with_connection"),
@@ -74,7 +74,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 @pytest.fixture
 def external(pair: Pair, dsn: str) -> Iterator[External]:
     """The pair's connection."""
-    (kind,) = (kind for kind in KINDS if kind.id == pair.kind)
+    (kind,) = (kind for kind in all_kinds() if kind.id == pair.kind)
     if missing := kind.missing():
         pytest.skip(f"not installed: {', '.join(missing)}")
     with hold(kind, dsn) as external:

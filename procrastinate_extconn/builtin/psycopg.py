@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..drivers import Classes, Refusal, libpq_state, numeric
 from ..exceptions import UnusableConnection
-from ..hookspecs import Description, Rows, Value, hookimpl
+from ..hookspecs import Description, Kind, Rows, Value, hookimpl
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
@@ -35,6 +35,7 @@ _IS_ASYNC = Classes[bool](
         "psycopg.AsyncTransaction": Refusal("transaction.connection"),
     }
 )
+_BEGIN = "with conn.transaction(): ...", "async with conn.transaction(): ..."
 _IS_ASYNC_POOL = Classes[bool](
     {"psycopg_pool.ConnectionPool": False, "psycopg_pool.AsyncConnectionPool": True}
 )
@@ -47,7 +48,7 @@ def describe_external(conn: Any) -> Description | None:
     if is_async is None:
         return None
     state = libpq_state(conn, conn.pgconn.transaction_status)
-    return Description("psycopg", "psycopg", is_async, state)
+    return Description("psycopg", "psycopg", is_async, state, _BEGIN[is_async])
 
 
 @hookimpl
@@ -155,3 +156,10 @@ def _rows(conn: Any, result: PGresult | None) -> Rows:
         dict(zip(names, load_row(index, tuple)))  # noqa: B905 - strict=True takes as long again
         for index in range(result.ntuples)
     ]
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .psycopg_kinds import KINDS
+
+    return KINDS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,10 @@ from ..drivers import (
     Refusal,
     describe_held,
     named,
-    pg8000_args,
-    require_postgresql,
+    require_encodable,
 )
 from ..exceptions import UnsupportedConnection
-from ..hookspecs import Description, Rows, State, Value, hookimpl
+from ..hookspecs import Description, Kind, Rows, State, Value, hookimpl
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -54,6 +53,10 @@ _IS_ASYNC = Classes[bool](
 _ENGINE = Classes[bool](
     {"sqlalchemy.engine.Engine": True, "sqlalchemy.ext.asyncio.AsyncEngine": True}
 )
+_BEGIN = (
+    'conn = conn.execution_options(isolation_level="READ COMMITTED")',
+    'session.connection(execution_options={"isolation_level": "READ COMMITTED"})',
+)
 _CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
 _SCOPED = Classes[bool](
     {"sqlalchemy.orm.scoped_session": True, "sqlalchemy.ext.asyncio.async_scoped_session": True}
@@ -76,8 +79,9 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
     # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
     connection: Connection = target if _CONNECTION.find(target) else target.connection()
     if connection.dialect.driver == "pg8000":
+        # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
-        args = pg8000_args(args, held._client_encoding)
+        require_encodable(args, held._client_encoding)
     result = connection.execute(_text(query), dict(args))
     if not result.returns_rows:
         return []
@@ -122,9 +126,9 @@ def describe_external(conn: Any) -> Description | None:
     is_connection = _CONNECTION.find(target)
     bind = target if is_connection else _bind(target)
     dialect = bind.dialect
-    require_postgresql(conn, dialect.name)
     state = _state(target) if is_connection else _session_state(target, bind)
-    return Description(dialect.driver, "sqlalchemy", is_async, state)
+    begin = _BEGIN[0 if is_connection else 1]
+    return Description(dialect.driver, "sqlalchemy", is_async, state, begin, dialect.name)
 
 
 def _current(conn: Any) -> Any:
@@ -177,3 +181,10 @@ def _state(connection: Connection) -> State:
 def _opens_in_autocommit(bind: Engine | Connection) -> bool:
     level = bind.get_execution_options().get("isolation_level")
     return (level or getattr(bind.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT"
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .sqlalchemy_kinds import KINDS
+
+    return KINDS

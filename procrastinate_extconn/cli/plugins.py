@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .. import plugins as installed
 from ..exceptions import PluginWarning
-from ..fallback import KNOWN, install_line
+from ..known_plugins import KNOWN, install_line
 from ..plugins import BUILT_IN, Plugins
 from . import console
 

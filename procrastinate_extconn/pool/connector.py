@@ -9,8 +9,9 @@ from .. import ambient, forgotten, server_errors, wire
 from ..base import OneBodyConnector
 from ..connector import ExternalConnector
 from ..exceptions import SyncAsyncMismatch, UnsupportedConnection
-from ..fallback import missing_plugin, type_name
+from ..fallback import type_name
 from ..hookspecs import Rows
+from ..known_plugins import missing_plugin
 from ..layer import layer
 from ..options import OutsideMode
 from ..plugins import plugins

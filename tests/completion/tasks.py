@@ -12,14 +12,14 @@ import procrastinate
 import psycopg
 import pytest
 
-from procrastinate_extconn.kinds import KINDS, Held, done
+from procrastinate_extconn.kinds import Held, all_kinds, done
 
 Complete = Callable[[procrastinate.JobContext, object], Any]
 Body = Callable[[procrastinate.JobContext, Held, Complete], Awaitable[object]]
 
 FEW = [
     kind
-    for kind in KINDS
+    for kind in all_kinds()
     if kind.id
     in (
         "psycopg",

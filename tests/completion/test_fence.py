@@ -26,7 +26,7 @@ from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ async def test_completing_keeps_the_job_from_being_retried(
     app: procrastinate.App, define: Callable[..., Any], dsn: str, watch: Watch
 ) -> None:
     """Whoever retries the job while its transaction is open waits for that, and is told that it has succeeded."""
-    [kind] = [kind for kind in KINDS if kind.id == "psycopg-async"]
+    [kind] = [kind for kind in all_kinds() if kind.id == "psycopg-async"]
     completed, go_on = asyncio.Event(), asyncio.Event()
 
     async def body(context: procrastinate.JobContext, held: Held, complete: Complete) -> None:

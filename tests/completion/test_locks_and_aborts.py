@@ -24,7 +24,7 @@ from procrastinate.exceptions import JobAborted
 from procrastinate.worker import Worker
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done
 
 
 async def test_the_lock_is_free_once_the_transaction_is_committed(
@@ -71,7 +71,7 @@ async def test_an_abort_request_that_the_task_ignores(
     app: procrastinate.App, define: Callable[..., Any], dsn: str, watch: Watch
 ) -> None:
     """The job succeeds, and the request is taken back, as `finish_job` would."""
-    [kind] = [kind for kind in KINDS if kind.id == "psycopg"]
+    [kind] = [kind for kind in all_kinds() if kind.id == "psycopg"]
 
     async def body(context: procrastinate.JobContext, held: Held, complete: Complete) -> None:
         with psycopg.connect(dsn) as conn:

@@ -15,7 +15,7 @@ from faults.ledger import Audit, Ledger
 from faults.servers import new_database
 from faults.table import table
 
-from procrastinate_extconn.kinds import KINDS
+from procrastinate_extconn.kinds import all_kinds
 from procrastinate_extconn.temporary_server import TemporaryServer
 
 T = TypeVar("T")
@@ -88,4 +88,4 @@ def _recorded(reports: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _rank(figures: tuple[Any, ...]) -> int:
-    return [kind.id for kind in KINDS].index(figures[1])
+    return [kind.id for kind in all_kinds()].index(figures[1])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import procrastinate
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 
 POINTS = ("before complete", "between complete and commit", "between commit and return")
 """Where a worker can be told to kill itself."""
@@ -32,7 +32,7 @@ class Orders(NamedTuple):
     @property
     def kind(self) -> Kind:
         """How its task holds its transaction."""
-        return next(kind for kind in KINDS if kind.id == self.kind_id)
+        return next(kind for kind in all_kinds() if kind.id == self.kind_id)
 
 
 class Worker:

@@ -22,7 +22,7 @@ from faults.chance import at_a_random_moment
 from faults.ledger import Ledger
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 
 pytestmark = [
     pytest.mark.faults,
@@ -34,7 +34,7 @@ pytestmark = [
 
 Call = Coroutine[Any, Any, Any]
 
-IN_A_TASK = [kind for kind in KINDS if kind.is_async or kind.in_greenlet]
+IN_A_TASK = [kind for kind in all_kinds() if kind.is_async or kind.in_greenlet]
 
 
 class Interruptions:

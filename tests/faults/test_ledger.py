@@ -9,7 +9,7 @@ import pytest
 from faults.ledger import Ledger
 from faults.table import table
 
-from procrastinate_extconn.kinds import KINDS, Held, run
+from procrastinate_extconn.kinds import Held, all_kinds, run
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("installed")
 @pytest.fixture
 def ledger(dsn: str) -> Ledger:
     """A ledger with transactions that nothing has happened to."""
-    ledger = Ledger(KINDS[0], dsn, random.Random(1))
+    ledger = Ledger(all_kinds()[0], dsn, random.Random(1))
     for _ in range(20):
         run(ledger.kind, dsn, ledger.transact)
     return ledger

@@ -14,7 +14,7 @@ from goes_wrong_page import as_shown, shown
 from procrastinate.exceptions import ConnectorException
 from psycopg.conninfo import conninfo_to_dict
 
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 from procrastinate_extconn.temporary_server import TemporaryServer
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
@@ -80,7 +80,7 @@ async def refused(ledger: Ledger, held: Held) -> None:
 
 def test_standby_is_on_the_page(followed: tuple[str, str], rng: random.Random) -> None:
     """Where the driver knows that the server is a standby, the message says so, as the documentation has it."""
-    ledger = Ledger(KINDS[0], followed[1], rng)
+    ledger = Ledger(all_kinds()[0], followed[1], rng)
 
     async def refused(held: Held) -> None:
         with pytest.raises(ConnectorException) as caught:

@@ -13,13 +13,13 @@ import pytest
 from faults.chance import LONG
 from faults.ledger import Ledger
 
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 
 JOBS = 100_000 if LONG else 3_000
 ONE_OF_EACH = ("psycopg", "psycopg2", "sqlalchemy-async-session-asyncpg", "asyncpg", "psqlpy")
-ENDURING = [kind for kind in KINDS if LONG or kind.id in ONE_OF_EACH]
+ENDURING = [kind for kind in all_kinds() if LONG or kind.id in ONE_OF_EACH]
 
 
 @pytest.mark.parametrize("kind", ENDURING, ids=lambda kind: kind.id, indirect=True)

@@ -19,7 +19,7 @@ from pooler import pgbouncer
 from procrastinate.exceptions import ConnectorException
 
 from procrastinate_extconn import describe
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done, run
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 
@@ -98,7 +98,7 @@ POOLED = [
     _on_sqlalchemy("sqlalchemy-connection-psycopg2", "psycopg2", {}),
     _on_sqlalchemy("sqlalchemy-async-connection-psycopg", "psycopg", UNPREPARED),
     _on_sqlalchemy("sqlalchemy-async-connection-asyncpg", "asyncpg", UNNAMED),
-    *(kind for kind in KINDS if kind.id in NO_SETTINGS),
+    *(kind for kind in all_kinds() if kind.id in NO_SETTINGS),
 ]
 
 
@@ -135,7 +135,7 @@ def prepared_statements(address: str) -> list[Any]:
 
 def test_prepared_statements_are_told_of(own_dsn: str, rng: random.Random) -> None:
     """Where the driver prepares statements all the same, the error says what to turn off."""
-    ledger = Ledger(KINDS[0], own_dsn, rng)
+    ledger = Ledger(all_kinds()[0], own_dsn, rng)
     settings = {"pool_mode": "transaction", "default_pool_size": 1}
 
     async def body(held: Held) -> None:

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import KINDS, Held, Kind, done
+from procrastinate_extconn.kinds import Held, Kind, all_kinds, done
 
 T = TypeVar("T")
 
@@ -264,19 +264,21 @@ def _installed(kind: Kind) -> Kind:
     return kind
 
 
-@pytest.fixture(params=_params(KINDS))
+@pytest.fixture(params=_params(all_kinds()))
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Every way to hold a transaction that this project supports."""
     return _installed(request.param)
 
 
-@pytest.fixture(params=_params(kind for kind in KINDS if kind.is_async))
+@pytest.fixture(params=_params(kind for kind in all_kinds() if kind.is_async))
 def async_kind(request: pytest.FixtureRequest) -> Kind:
     """Every way to hold an asynchronous connection."""
     return _installed(request.param)
 
 
-@pytest.fixture(params=_params(kind for kind in KINDS if not (kind.is_async or kind.in_greenlet)))
+@pytest.fixture(
+    params=_params(kind for kind in all_kinds() if not (kind.is_async or kind.in_greenlet))
+)
 def sync_kind(request: pytest.FixtureRequest) -> Kind:
     """Every way to hold a synchronous connection, outside `run_sync`."""
     return _installed(request.param)

@@ -6,7 +6,7 @@ bookkeeping of ``atomic()`` stand there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,10 +15,9 @@ from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
     libpq_state,
-    require_postgresql,
     rows,
 )
-from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
 
 _CONNECTION = Classes[bool](
     {
@@ -35,11 +34,13 @@ _CONNECTION = Classes[bool](
 def describe_external(conn: Any) -> Description | None:
     if not _CONNECTION.find(conn):
         return None
-    require_postgresql(conn, getattr(conn, "vendor", "what is no database"))
-    return Description(conn.Database.__name__, "django", is_async=False, state=_state(conn))
+    begin = f"with transaction.atomic(using={conn.alias!r}): ..."
+    return Description(conn.Database.__name__, "django", False, _state(conn), begin, conn.vendor)
 
 
 def _state(conn: Any) -> State:
+    if conn.vendor != "postgresql":
+        return _state_by_django(conn)
     held = conn.connection
     if conn.closed_in_transaction or (held is not None and held.closed):
         return "closed"
@@ -49,6 +50,17 @@ def _state(conn: Any) -> State:
         return "autocommit" if conn.settings_dict["AUTOCOMMIT"] else "idle"
     state = libpq_state(held, held.info.transaction_status)
     return "in_transaction" if conn.in_atomic_block and state == "idle" else state
+
+
+def _state_by_django(conn: Any) -> State:
+    if conn.closed_in_transaction:
+        return "closed"
+    if conn.needs_rollback:
+        return "failed"
+    if conn.in_atomic_block:
+        return "in_transaction"
+    autocommit = conn.settings_dict["AUTOCOMMIT"] if conn.connection is None else conn.autocommit
+    return "autocommit" if autocommit else "idle"
 
 
 @hookimpl
@@ -77,3 +89,10 @@ def _aware(conn: Any, found: Rows) -> Rows:
             if isinstance(value, datetime):
                 row[name] = value.replace(tzinfo=zone)
     return found
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

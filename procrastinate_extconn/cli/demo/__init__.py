@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...fallback import install_line
-from ...kinds import KINDS, Kind
+from ...kinds import all_kinds
+from ...known_plugins import KNOWN, install_line
 from ...temporary_server import ServerError
 from .. import console
+from ..plugins import loaded_plugins
 from ..server_address import ServerAddress
 from .demonstration import Demonstration, Outcome
 from .interrupts import Interrupts
@@ -67,7 +68,7 @@ def _run(dsn: str | None, interrupts: Interrupts) -> tuple[str, list[Outcome]]:
     :raises click.ClickException: if it could not be tried.
     """
     address = None if dsn is None else ServerAddress.from_option(dsn)
-    kinds = [kind for kind in KINDS if not kind.missing()]
+    kinds = [kind for kind in all_kinds() if not kind.missing()]
     outcomes: list[Outcome] = []
     try:
         with console.Steps() as steps:
@@ -115,9 +116,9 @@ def _print_json(server: str, outcomes: list[Outcome]) -> None:
                 for outcome in outcomes
             ],
             "not_installed": [
-                {"kind": kind.id, "install": line}
-                for line, kinds in _not_installed().items()
-                for kind in kinds
+                {"kind": name, "install": line}
+                for line, names in _not_installed().items()
+                for name in names
             ],
         }
     )
@@ -162,22 +163,19 @@ def _print_not_installed(out: Console) -> None:
     not_installed = _not_installed()
     if not_installed:
         out.print("Not installed here:", style="dim")
-    for line, kinds in not_installed.items():
-        out.print(f"  {', '.join(kind.id for kind in kinds)}: {line}", style="dim")
+    for line, names in not_installed.items():
+        out.print(f"  {', '.join(names)}: {line}", style="dim")
     if not_installed:
         out.print()
 
 
-def _not_installed() -> dict[str, list[Kind]]:
-    """The command that installs them -> the kinds of connection that are not there."""
-    found: dict[str, list[Kind]] = {}
-    for kind in KINDS:
-        missing = kind.missing()
-        if f"procrastinate_extconn_{kind.plugin}" in missing:
-            found.setdefault(install_line(kind.plugin), []).append(kind)
-        elif missing:
+def _not_installed() -> dict[str, list[str]]:
+    """The command that installs them -> the connections that are not there: kinds, and plugins that are known."""
+    found = {install_line(name): [name] for name in KNOWN if name not in loaded_plugins().names()}
+    for kind in all_kinds():
+        if missing := kind.missing():
             names = [_DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in missing]
-            found.setdefault(f"pip install {' '.join(names)}", []).append(kind)
+            found.setdefault(f"pip install {' '.join(names)}", []).append(kind.id)
     return found
 
 

@@ -10,7 +10,7 @@ import psycopg
 from rich.table import Table
 from rich.text import Text
 
-from ...kinds import KINDS
+from ...kinds import all_kinds
 from .. import console
 from ..plugins import DISTRIBUTION, version
 from ..server_address import ServerAddress
@@ -18,7 +18,7 @@ from .findings import Finding
 from .installation import interface, plugin_findings
 from .pooling import pooler
 from .server import Server, unreachable
-from .trials import Trials, autocommit
+from .trials import Trials
 
 _STYLES = {"ok": "green", "hint": "yellow", "skipped": "dim", "problem": "bold red"}
 
@@ -68,11 +68,12 @@ def _examine(dsn: str) -> Iterator[Finding]:
     if any(finding.status == "problem" for finding in findings):
         yield Finding("drivers", "skipped", "not tried: the rest comes first")
         return
-    kinds = [kind for kind in KINDS if not kind.missing()]
+    kinds = [kind for kind in all_kinds() if not kind.missing()]
     with console.Steps() as steps:
         tried = steps.begin("Deferring jobs, and rolling them back", len(kinds))
-        yield from Trials(address, is_pooled=bool(pooled)).findings(kinds, tried)
-    yield from autocommit(kinds)
+        trials = Trials(address, is_pooled=bool(pooled))
+        yield from trials.findings(kinds, tried)
+    yield from trials.autocommit()
 
 
 def _print(findings: list[Finding], problems: int) -> None:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import procrastinate
 import psycopg
 
-from ... import patching, server_errors
+from ... import patching
+from ...diagnosis import read
 from ...kinds import Held, Kind, done, run
+from ...plugins import describe
 from ..server_address import ServerAddress
 from .findings import Finding, Status
 
-_LEFT_TO_THEMSELVES = ("asyncpg", "aiopg", "psqlpy", "django", "peewee")
-"""The plugins whose connections commit each statement, until somebody opens a transaction."""
 _PREPARED_STATEMENT = ("26000", "42P05")
 """The SQLSTATEs of a prepared statement that is not there, or is there already."""
 
@@ -41,6 +41,7 @@ class Trials:
     def __init__(self, address: ServerAddress, *, is_pooled: bool) -> None:
         self._address = address
         self._is_pooled = is_pooled
+        self._left_to_themselves: list[str] = []
         app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=address.dsn))
         # Whether there is a transaction is seen by its rollback.
         self._app = patching.patch(app, outside_transaction="allow")
@@ -79,6 +80,8 @@ class Trials:
             task = self._app.configure_task("procrastinate_extconn.doctor", connection=held.conn)
             job_id = await task.defer_async() if kind.is_async else task.defer()
             await done(held.rollback())
+            if describe(held.conn).state in ("autocommit", "unknown"):
+                self._left_to_themselves.append(kind.id)
             return job_id
 
         try:
@@ -95,7 +98,8 @@ class Trials:
 
     def _explain(self, exc: Exception, kind: Kind, *, is_open: bool) -> Failure:
         reason = " ".join(self._address.harmless(f"{type(exc).__name__}: {exc}").split())
-        sqlstate = server_errors.read(exc).sqlstate
+        _, said = read(exc)
+        sqlstate = said.sqlstate
         if self._is_pooled and (sqlstate in _PREPARED_STATEMENT or "prepared statement" in reason):
             return Failure(
                 "hint",
@@ -118,15 +122,13 @@ class Trials:
             fix = 'see "When something goes wrong" in the documentation, or report it'
         return Failure("problem", reason, fix)
 
-
-def autocommit(kinds: list[Kind]) -> Iterator[Finding]:
-    """Which of the drivers commit each statement by themselves."""
-    installed = {kind.plugin for kind in kinds}
-    names = [name for name in _LEFT_TO_THEMSELVES if name in installed]
-    if names:
-        yield Finding(
-            "autocommit",
-            "hint",
-            f"connections of {', '.join(names)} commit each statement by itself until you open a transaction",
-            'defer inside one; install(outside_transaction="error") refuses it elsewhere',
-        )
+    def autocommit(self) -> Iterator[Finding]:
+        """Which kinds of connection commit each statement by itself, once their transaction has ended."""
+        if self._left_to_themselves:
+            yield Finding(
+                "autocommit",
+                "hint",
+                f"{', '.join(self._left_to_themselves)}: outside a transaction, these connections commit each "
+                "statement by itself",
+                'defer inside one; install(outside_transaction="error") refuses it elsewhere',
+            )

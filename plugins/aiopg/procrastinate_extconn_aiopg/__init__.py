@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, rows
-from procrastinate_extconn.hookspecs import Description, Rows, Value, hookimpl
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
 
 _CONNECTION = Classes[bool](
     {
@@ -17,6 +17,7 @@ _CONNECTION = Classes[bool](
         "aiopg.Pool": Refusal("async with pool.acquire() as conn: ..."),
     }
 )
+_BEGIN = "async with conn.cursor() as cursor, cursor.begin(): ..."
 _POOL = Classes[bool]({"aiopg.Pool": True})
 
 
@@ -29,7 +30,7 @@ def describe_external(conn: Any) -> Description | None:
         state == "unknown"
     ):  # A statement is running: aiopg refuses another one meanwhile, and says so.
         state = "in_transaction"
-    return Description("aiopg", "aiopg", is_async=True, state=state)
+    return Description("aiopg", "aiopg", is_async=True, state=state, begin=_BEGIN)
 
 
 @hookimpl
@@ -61,3 +62,10 @@ def connect_external(pool: Any) -> AbstractAsyncContextManager[object] | None:
 async def _lend(pool: Any) -> AsyncGenerator[object]:
     async with pool.acquire() as conn, conn.cursor() as cursor, cursor.begin():
         yield conn
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

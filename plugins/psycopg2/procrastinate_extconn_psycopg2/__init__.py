@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any
 
 from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, rows
 from procrastinate_extconn.exceptions import UnsupportedConnection
-from procrastinate_extconn.hookspecs import Description, Rows, Value, hookimpl
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
 
 _CONNECTION = Classes[bool](
     {
@@ -19,6 +19,7 @@ _CONNECTION = Classes[bool](
         "psycopg2.pool.AbstractConnectionPool": Refusal("conn = pool.getconn()"),
     }
 )
+_BEGIN = "conn.autocommit = False"
 _POOL = Classes[bool]({"psycopg2.pool.AbstractConnectionPool": True})
 
 
@@ -32,7 +33,7 @@ def describe_external(conn: Any) -> Description | None:
             "waits for their results. Connect without `async_=True`, or with aiopg."
         )
     state = libpq_state(conn, conn.get_transaction_status())
-    return Description("psycopg2", "psycopg2", is_async=False, state=state)
+    return Description("psycopg2", "psycopg2", is_async=False, state=state, begin=_BEGIN)
 
 
 @hookimpl
@@ -78,3 +79,10 @@ def _casters() -> dict[int, Any]:
 
 def _as_text(value: str | None, cursor: object) -> str | None:
     return value
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from procrastinate_extconn.drivers import Classes, Refusal, numeric
-from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
 
 _WHERE_IT_CAME_FROM = Refusal("configure(connection=conn)  # the connection that made it")
 _CONNECTION = Classes[bool](
@@ -24,6 +24,7 @@ _CONNECTION = Classes[bool](
         "asyncpg.cursor.BaseCursor": _WHERE_IT_CAME_FROM,
     }
 )
+_BEGIN = "async with conn.transaction(): ..."
 _POOL = Classes[bool]({"asyncpg.Pool": True})
 
 
@@ -31,7 +32,7 @@ _POOL = Classes[bool]({"asyncpg.Pool": True})
 def describe_external(conn: Any) -> Description | None:
     if not _CONNECTION.find(conn):
         return None
-    return Description("asyncpg", "asyncpg", is_async=True, state=_state(conn))
+    return Description("asyncpg", "asyncpg", is_async=True, state=_state(conn), begin=_BEGIN)
 
 
 def _state(conn: Any) -> State:
@@ -106,3 +107,10 @@ def _sent(column: str, type_: Any) -> str:
         if type_.name in _NOT_TEXT
         else f"CAST(CAST({column} AS text) AS cstring) AS {column}"
     )
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from procrastinate_extconn import describe
-from procrastinate_extconn.drivers import Classes, Refusal, execute_on_held, require_postgresql
-from procrastinate_extconn.hookspecs import Description, Rows, Value, hookimpl
+from procrastinate_extconn.drivers import Classes, Refusal, execute_on_held
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
 
 _ENTER = Refusal("async with engine.transaction() as transaction: ...")
 _TRANSACTION = Classes[bool](
@@ -23,11 +23,13 @@ _TRANSACTION = Classes[bool](
 def describe_external(conn: Any) -> Description | None:
     if not _TRANSACTION.find(conn):
         return None
-    require_postgresql(conn, conn.engine.engine_type)
+    dialect = conn.engine.engine_type
+    if dialect != "postgres":
+        return Description(dialect, "piccolo", is_async=True, state="unknown", dialect=dialect)
     held = getattr(conn, "connection", None)
     if held is None:  # a transaction that nobody has entered
         return Description("asyncpg", "piccolo", is_async=True, state="closed")
-    return describe(held)._replace(plugin="piccolo")
+    return describe(held)._replace(plugin="piccolo", begin=_ENTER.advice)
 
 
 @hookimpl
@@ -35,3 +37,10 @@ def execute_on_external(
     conn: Any, query: str, args: Mapping[str, Value]
 ) -> Rows | Awaitable[Rows] | None:
     return execute_on_held(conn.connection, query, args) if _TRANSACTION.find(conn) else None
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

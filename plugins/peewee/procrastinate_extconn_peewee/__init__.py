@@ -6,7 +6,7 @@ Always through the database that was passed: its query hooks, and what a person 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from procrastinate_extconn.drivers import (
@@ -14,10 +14,9 @@ from procrastinate_extconn.drivers import (
     Refusal,
     libpq_state,
     numeric,
-    require_postgresql,
     rows,
 )
-from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
 
 _DATABASE = Classes[bool](
     {
@@ -28,6 +27,8 @@ _DATABASE = Classes[bool](
         "peewee._savepoint": Refusal("savepoint.db"),
     }
 )
+_BEGIN = "with database.atomic(): ..."
+_DIALECT = Classes[str]({"peewee.SqliteDatabase": "sqlite", "peewee.MySQLDatabase": "mysql"})
 _POSTGRESQL = Classes[bool]({"peewee.PostgresqlDatabase": True})
 _ASYNC = Classes[bool]({"playhouse.pwasyncio.AsyncDatabaseMixin": True})
 
@@ -37,13 +38,21 @@ def describe_external(conn: Any) -> Description | None:
     if not _DATABASE.find(conn):
         return None
     database = _behind_proxy(conn)
-    dialect = "postgresql" if _POSTGRESQL.find(database) else type(database).__name__
-    require_postgresql(conn, dialect)
+    if not _POSTGRESQL.find(database):
+        return _described_by_peewee(database)
     if _ASYNC.find(database):
-        return Description("asyncpg", "peewee", is_async=True, state=_async_state(database))
+        begin = "async with database.atomic(): ..."
+        return Description("asyncpg", "peewee", True, _async_state(database), begin)
     on_psycopg2 = isinstance(database._adapter, database.psycopg2_adapter)
     driver = "psycopg2" if on_psycopg2 else "psycopg"
-    return Description(driver, "peewee", is_async=False, state=_state(database))
+    return Description(driver, "peewee", False, _state(database), _BEGIN)
+
+
+def _described_by_peewee(database: Any) -> Description:
+    """What Peewee itself knows of a database that is not PostgreSQL."""
+    dialect = _DIALECT.find(database) or type(database).__name__
+    state: State = "in_transaction" if database.in_transaction() else "autocommit"
+    return Description(dialect, "peewee", _ASYNC.find(database) or False, state, _BEGIN, dialect)
 
 
 @hookimpl
@@ -85,3 +94,10 @@ def _async_state(database: Any) -> State:
     # Peewee would connect anew, outside the transaction that went with the connection.
     held = database._state.conn.conn
     return "closed" if held is None or held.is_closed() else "in_transaction"
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

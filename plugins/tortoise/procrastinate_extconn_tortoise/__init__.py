@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from procrastinate_extconn import describe
-from procrastinate_extconn.drivers import Classes, Refusal, execute_on_held, require_postgresql
-from procrastinate_extconn.hookspecs import Description, Rows, Value, hookimpl
+from procrastinate_extconn.drivers import Classes, Refusal, execute_on_held
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
 
 _ENTER = Refusal("async with in_transaction() as connection: ...")
 _TRANSACTION = Classes[bool](
@@ -23,8 +23,10 @@ _TRANSACTION = Classes[bool](
 def describe_external(conn: Any) -> Description | None:
     if not _TRANSACTION.find(conn):
         return None
-    require_postgresql(conn, conn.capabilities.dialect)
-    held = describe(conn._connection)._replace(plugin="tortoise")
+    dialect = conn.capabilities.dialect
+    if dialect != "postgres":
+        return Description(dialect, "tortoise", is_async=True, state="unknown", dialect=dialect)
+    held = describe(conn._connection)._replace(plugin="tortoise", begin=_ENTER.advice)
     # By now the connection may be back in the pool, or somebody else's.
     return held._replace(state="closed") if conn._finalized else held
 
@@ -38,3 +40,10 @@ async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
     async with conn.acquire_connection() as held:  # Tortoise's own queries wait.
         result = execute_on_held(held, query, args)
         return result if isinstance(result, list) else await result
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

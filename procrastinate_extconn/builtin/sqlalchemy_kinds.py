@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from .kind import Held, Kind, address_of, done
+from ..kinds import Held, Kind, address_of, done
+from ..sync_async import finish
+
+T = TypeVar("T")
 
 
 def _connection(engine: Any) -> Any:
@@ -102,6 +105,18 @@ async def _sqlalchemy_run_sync(dsn: str, driver: str) -> AsyncGenerator[Held]:
         yield _sqlalchemy_held(held.conn.sync_session)
 
 
+class _InGreenlet(Kind):
+    @property
+    def in_greenlet(self) -> bool:
+        return True
+
+    async def call(self, body: Callable[[Held], Coroutine[Any, Any, T]], held: Held) -> T:
+        from sqlalchemy.util import greenlet_spawn
+
+        result: T = await greenlet_spawn(lambda: finish(body(held)))
+        return result
+
+
 def _on_sqlalchemy(name: str, driver: str, hold: Callable[[Any], Any], *requires: str) -> Kind:
     opened = partial(_sqlalchemy, driver=driver, hold=hold)
     return Kind(name, "sqlalchemy", ("sqlalchemy", driver, *requires), False, opened)
@@ -115,7 +130,7 @@ def _on_sqlalchemy_async(name: str, driver: str, hold: Callable[[Any], Any]) -> 
 def _in_run_sync(name: str, driver: str) -> Kind:
     opened = partial(_sqlalchemy_run_sync, driver=driver)
     requires = ("sqlalchemy", "greenlet", driver)
-    return Kind(name, "sqlalchemy", requires, False, opened, in_greenlet=True)
+    return _InGreenlet(name, "sqlalchemy", requires, False, opened)
 
 
 KINDS = (

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from procrastinate_extconn.drivers import Classes, Refusal, numeric
-from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+from procrastinate_extconn.hookspecs import (
+    Description,
+    Diagnostic,
+    Kind,
+    Rows,
+    State,
+    Value,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from psqlpy import Connection, ConnectionPool, Transaction
@@ -24,6 +32,8 @@ _IS_TRANSACTION = Classes[bool](
         "psqlpy.Cursor": Refusal("configure(connection=conn)  # the connection that made it"),
     }
 )
+_BEGIN = "async with conn.transaction() as transaction: ...  # and pass transaction"
+_ERROR = Classes[bool]({"psqlpy.exceptions.Error": True})
 _POOL = Classes[bool]({"psqlpy.ConnectionPool": True})
 
 
@@ -32,7 +42,8 @@ def describe_external(conn: Any) -> Description | None:
     is_transaction = _IS_TRANSACTION.find(conn)
     if is_transaction is None:
         return None
-    return Description("psqlpy", "psqlpy", is_async=True, state=_state(conn, is_transaction))
+    state = _state(conn, is_transaction)
+    return Description("psqlpy", "psqlpy", is_async=True, state=state, begin=_BEGIN)
 
 
 def _state(conn: Any, is_transaction: bool) -> State:
@@ -85,6 +96,36 @@ def _json(raw: bytes) -> str:
 _DECODERS: dict[str, Callable[[bytes], Any]] = {"args": _json, "stats": _json}
 
 
+# psqlpy keeps the text of the server's error alone. In English, the message tells the SQLSTATE.
+_TEXT = re.compile(
+    r"db error: \w+: (?P<message>.*?)(?:\n(?:DETAIL|HINT): (?P<detail>.*))?$", re.DOTALL
+)
+_SQLSTATES = {
+    "^current transaction is aborted": "25P02",
+    "in a read-only transaction$": "25006",
+    "^could not serialize access": "40001",
+    "^deadlock detected": "40P01",
+    "^permission denied": "42501",
+    '^relation ".*" does not exist': "42P01",
+    "^function .* does not exist": "42883",
+    '^type ".*" does not exist': "42704",
+    "^duplicate key value": "23505",
+    "^invalid input syntax for type json": "22P02",
+    "^unsupported Unicode escape sequence": "22P05",
+    "^terminating connection": "57P01",
+    "^stack depth limit exceeded": "54001",
+}
+
+
+@hookimpl
+def read_external_error(error: BaseException) -> Diagnostic | None:
+    if not _ERROR.find(error) or (said := _TEXT.search(str(error))) is None:
+        return None
+    message = said["message"]
+    sqlstate = next((code for text, code in _SQLSTATES.items() if re.search(text, message)), None)
+    return Diagnostic(sqlstate, message, said["detail"])
+
+
 @hookimpl
 def connect_external(pool: Any) -> AbstractAsyncContextManager[Any] | None:
     return _connect(pool) if _POOL.find(pool) else None
@@ -94,3 +135,10 @@ def connect_external(pool: Any) -> AbstractAsyncContextManager[Any] | None:
 async def _connect(pool: ConnectionPool) -> AsyncGenerator[Transaction, None]:
     async with pool.acquire() as conn, conn.transaction() as transaction:
         yield transaction
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

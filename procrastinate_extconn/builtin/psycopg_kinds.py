@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
-from .kind import Held, Kind, dbapi, tuples
+from ..kinds import Held, Kind, dbapi, tuples
 
 
 @contextmanager

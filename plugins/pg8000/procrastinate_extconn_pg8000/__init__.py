@@ -12,11 +12,11 @@ from procrastinate_extconn.drivers import (
     Refusal,
     named,
     numeric,
-    pg8000_args,
     positional,
+    require_encodable,
     rows,
 )
-from procrastinate_extconn.hookspecs import Description, Rows, State, Value, hookimpl
+from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
 
 _IS_NATIVE = Classes[bool](
     {
@@ -37,7 +37,8 @@ def describe_external(conn: Any) -> Description | None:
     is_native = _IS_NATIVE.find(conn)
     if is_native is None:
         return None
-    return Description("pg8000", "pg8000", is_async=False, state=_state(conn, is_native))
+    begin = "conn.run('START TRANSACTION')" if is_native else "conn.autocommit = False"
+    return Description("pg8000", "pg8000", False, _state(conn, is_native), begin)
 
 
 def _state(conn: Any, is_native: bool) -> State:
@@ -53,8 +54,9 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     is_native = _IS_NATIVE.find(conn)
     if is_native is None:
         return None
-    sent = pg8000_args(args, conn._client_encoding)
-    return _run(conn, query, sent) if is_native else _execute(conn, query, sent)
+    # Otherwise pg8000 notices with half of the statement sent, and takes each answer for that to the statement before.
+    require_encodable(args, conn._client_encoding)
+    return _run(conn, query, args) if is_native else _execute(conn, query, args)
 
 
 def _run(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
@@ -86,3 +88,10 @@ def _statement(
     else:  # In "qmark" and "numeric" a $1 passes, and without values the text goes as it is.
         query, names = numeric(query)
     return query, [args[name] for name in names]
+
+
+@hookimpl
+def external_kinds() -> Sequence[Kind]:
+    from .kinds import KINDS
+
+    return KINDS

@@ -1,0 +1,88 @@
+"""The ways to hold a connection: for the demo, the doctor, the contract kit and the tests.
+
+Each plugin names its own in `external_kinds`. Here is what they are made with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from typing import Any, TypeVar
+
+from .drivers import rows
+from .hookspecs import Held, Kind
+from .plugins import plugins
+from .sync_async import done, finish
+
+__all__ = ["Held", "Kind", "address_of", "all_kinds", "dbapi", "done", "kinds_of", "run", "tuples"]
+
+T = TypeVar("T")
+
+
+def all_kinds() -> tuple[Kind, ...]:
+    """Every kind of connection that the installed plugins name. `Kind.missing` says what this machine lacks."""
+    return plugins().kinds()
+
+
+def kinds_of(plugin: str) -> tuple[Kind, ...]:
+    """Every kind of connection that *plugin* takes."""
+    return tuple(kind for kind in all_kinds() if kind.plugin == plugin)
+
+
+def run(kind: Kind, dsn: str, body: Callable[[Held], Coroutine[Any, Any, T]]) -> T:
+    """Run *body* on a connection of this kind, as a person's program would.
+
+    :param body: an ``async def`` for every kind. Where the kind is synchronous there is no event loop, so it may
+        await nothing but `done`.
+    """
+    if not (kind.is_async or kind.in_greenlet):
+        with kind.open(dsn) as held:
+            return finish(body(held))
+
+    async def main() -> T:
+        async with kind.open(dsn) as held:
+            return await kind.call(body, held)
+
+    return asyncio.run(main())
+
+
+def address_of(dsn: str) -> dict[str, Any]:
+    """The parts of *dsn* by the names that most drivers use: host, port, user, password, database."""
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.pq import Conninfo
+
+    defaults = {
+        option.keyword.decode(): option.val.decode()
+        for option in Conninfo.get_defaults()
+        if option.val
+    }
+    found: dict[str, Any] = {"host": "localhost", "password": None, **defaults}
+    found.update(conninfo_to_dict(dsn))
+    return {
+        "host": found["host"],
+        "port": int(found["port"]),
+        "user": found["user"],
+        "password": found["password"],
+        "database": found.get("dbname") or found["user"],
+    }
+
+
+def dbapi(conn: Any) -> Held:
+    """A DB-API connection, held."""
+
+    def execute(sql: str) -> list[tuple[Any, ...]]:
+        with closing(conn.cursor()) as cursor:
+            cursor.execute(sql)
+            return tuples(cursor.description, cursor.fetchall)
+
+    return Held(conn, execute, conn.commit, conn.rollback)
+
+
+def tuples(description: Any, fetched: Callable[[], Any]) -> list[tuple[Any, ...]]:
+    """The rows of a cursor as tuples, also where a row or cursor factory makes dicts of them.
+
+    :param description: ``cursor.description``.
+    :param fetched: ``cursor.fetchall``.
+    """
+    return [tuple(row.values()) for row in rows(description, fetched)]
