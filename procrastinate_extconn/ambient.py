@@ -19,7 +19,7 @@ from .queries import MANAGER_QUERIES, WORKER_QUERIES
 
 C = TypeVar("C")
 
-AFTER_COMMIT = "So does a hook that runs after the commit, such as on_commit or after_commit: by then the transaction is over."
+AFTER_COMMIT = "So does a hook that runs after the commit, such as on_commit or after_commit: its transaction is over."
 """What a refusal adds after it has named `standalone`."""
 
 

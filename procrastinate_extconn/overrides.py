@@ -38,10 +38,15 @@ def is_folded() -> bool:
 def watch() -> None:
     """Look at the connector of each call that a job manager makes, until `uninstall`."""
     for name, function in list(vars(JobManager).items()):
-        # Of the methods that ask for nothing themselves, each calls one of these.
-        if inspect.isfunction(function) and name != "__init__":
-            if "connector" in inspect.unwrap(function).__code__.co_names:
-                replacing.wrap(JobManager, name, _watched, __name__)
+        if name != "__init__" and _asks_the_connector(function):
+            replacing.wrap(JobManager, name, _watched, __name__)
+
+
+def _asks_the_connector(function: object) -> bool:
+    """Whether a method of a job manager does so itself, and not by another method."""
+    return (
+        inspect.isfunction(function) and "connector" in inspect.unwrap(function).__code__.co_names
+    )
 
 
 def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,18 +54,18 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
     is_async = inspect.iscoroutinefunction(original)
 
     def method(self: JobManager, *args: Any, **kwargs: Any) -> Any:
-        cls = type(self.connector)
+        cls: Any = type(self.connector)
         if not _is_known(cls):
             bound = signature.bind(self, *args, **kwargs)
-            connector = self.connector if is_async else self.connector.get_sync_connector()
-            _check(type(connector), bound.arguments.get("connection"), is_async=is_async)
+            cls = cls if is_async else type(self.connector.get_sync_connector())
+            _check(cls, bound.arguments.get("connection"), is_async=is_async)
         return original(self, *args, **kwargs)
 
     return wraps(original, method)
 
 
 @functools.lru_cache(maxsize=256)
-def _is_known(cls: type) -> bool:
+def _is_known(cls: Any) -> bool:
     return _is_ours(cls.__module__) or issubclass(cls, InMemoryConnector)
 
 
@@ -68,7 +73,7 @@ def _is_ours(module: str) -> bool:
     return module.partition(".")[0] in ("procrastinate", "procrastinate_extconn")
 
 
-def _check(cls: type, connection: object, *, is_async: bool) -> None:
+def _check(cls: Any, connection: object, *, is_async: bool) -> None:
     for name, takes_connection in _on_their_own(cls).items():
         if name.endswith("_async") is not is_async:
             continue
@@ -85,7 +90,7 @@ def _check(cls: type, connection: object, *, is_async: bool) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _on_their_own(cls: type) -> dict[str, bool]:
+def _on_their_own(cls: Any) -> dict[str, bool]:
     """The overrides that never reach Procrastinate's methods, and whether each has a ``connection`` parameter."""
     found: dict[str, bool] = {}
     for name in METHODS:

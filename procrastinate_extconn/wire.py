@@ -107,9 +107,10 @@ class _Layout(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def layout(job: type) -> _Layout:
+def layout(job: Any) -> _Layout:
     """How to read a job, by names: another version has other fields, or the same in another order.
 
+    :param job: the class of it.
     :raises ExternalConnectionError: if it cannot be read.
     """
     fields: tuple[str, ...] = getattr(job, "_fields", ())
@@ -150,7 +151,8 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     if not jobs:
         return "[]"
     dumps = dumps or _dumps
-    known, more = layout(type(jobs[0]))
+    job_type: Any = type(jobs[0])
+    known, more = layout(job_type)
     # One function and one join: one job pays for each call, and a large batch for each copy.
     text = ["["]
     for job in jobs:
