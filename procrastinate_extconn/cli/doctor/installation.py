@@ -22,9 +22,9 @@ def interface() -> Iterator[Finding]:
     if not methods and not keyword:
         yield _problem(f"{found}, whose connectors know nothing of external connections")
         return
-    shape = [f"{len(methods)} methods *_with_connection"] if methods else []
-    shape += ["a connection= keyword"] if keyword else []
-    text = f"{found}: install() patches the {' and '.join(shape)} of its connectors"
+    shape = [f"the {len(methods)} methods *_with_connection"] if methods else []
+    shape += ["the connection= keyword"] if keyword else []
+    text = f"{found}: install() patches {' and '.join(shape)} of its connectors"
     if "execute_query_one_with_connection" not in methods and not keyword:
         text += "; cancelling and asking for a status on a connection came with 3.10"
     yield Finding("procrastinate", "ok", text)
