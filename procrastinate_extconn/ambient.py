@@ -19,8 +19,11 @@ from .queries import MANAGER_QUERIES, WORKER_QUERIES
 
 C = TypeVar("C")
 
-AFTER_COMMIT = "So does a hook that runs after the commit, such as on_commit or after_commit: its transaction is over."
-"""What a refusal adds after it has named `standalone`."""
+MEANT = (
+    "Where it is meant to commit by itself, as in a hook that runs after the commit (on_commit, after_commit), enter "
+    "procrastinate_extconn.standalone()"
+)
+"""What a refusal says of `standalone`."""
 
 
 class _Block:
@@ -138,10 +141,7 @@ def after_commit(conn: object) -> str:
     block = _innermost()
     if not isinstance(block, _Block) or unwrap(block.conn) is not conn:
         return ""
-    return (
-        ". A call that is meant to commit by itself enters procrastinate_extconn.standalone(). "
-        + AFTER_COMMIT
-    )
+    return f". {MEANT}"
 
 
 def connection(query: str | None) -> object | None:
@@ -165,7 +165,8 @@ def connection(query: str | None) -> object | None:
             "to that one: two of them would interleave their statements on it. (asyncio.create_task, gather, to_thread "
             "and, before Python 3.12, wait_for start one.) Defer from the task or thread that entered the block, pass "
             "configure(connection=...) a connection of this one's own, or start it with an empty context "
-            "(contextvars.Context()). A call that is meant to commit by itself enters standalone()."
+            "(contextvars.Context()). "
+            f"{MEANT}."
         )
     return block.conn
 

@@ -21,12 +21,12 @@ def judge(
     *,
     is_async: bool = False,
 ) -> bool:
-    """Refuse or warn of a call that was given no connection, as `install` was told by ``without_connection``.
+    """Refuse or warn of a call that has no connection, as `install` was told by ``without_connection``.
 
     Procrastinate's own work, calls that only read, and calls in a `standalone` block pass.
 
     :param connector: the app's own connector, which is about to run *query*.
-    :param mode: what is known of it already.
+    :param mode: the connector's own, if it has one.
     :returns: whether it has warned.
     :raises OutsideTransaction: in mode ``"error"``.
     """
@@ -35,39 +35,29 @@ def judge(
         return False
     if is_own_work() or ambient.is_standalone():
         return False
-    joined = getattr(connector, "connection", None)
+    # They take the plugin manager along.
+    from .guard import READY, warn
+    from .plugins import plugins
+
+    begin = None
+    joined: Any = getattr(connector, "connection", None)
     if hasattr(joined, "in_atomic_block"):
-        # Procrastinate's connector for Django uses the connection of the thread in which its sync method runs.
-        if is_async or _is_in_transaction(joined):
+        # Procrastinate's connector for Django runs on the connection of the thread in which its sync method is called.
+        description = None if is_async else plugins().describe(joined)
+        if is_async or joined.in_atomic_block or (description and description.state in READY):
             return False
-        begin = _begin(joined)
-    else:
-        begin = ""
-    text = (
-        f"{type(connector).__name__} would commit this call by itself, as it was given no connection, whatever becomes "
-        f"of your transaction. {begin}Pass the connection, as in configure(connection=...), or enter "
-        "procrastinate_extconn.using(connection). If the call is meant to commit by itself, enter "
-        f"procrastinate_extconn.standalone(). {ambient.AFTER_COMMIT}"
-    )
+        begin = description and description.begin
+    text = _text(connector, begin)
     if mode == "error":
         raise OutsideTransaction(text)
-    from .guard import warn
-
     warn(text + ' (without_connection="allow" silences this)')
     return True
 
 
-def _is_in_transaction(conn: Any) -> bool:
-    from .guard import READY
-    from .plugins import plugins
-
-    description = plugins().describe(conn)
-    return bool(conn.in_atomic_block) or (description is not None and description.state in READY)
-
-
-def _begin(conn: Any) -> str:
-    from .plugins import plugins
-
-    description = plugins().describe(conn)
-    begin = description.begin if description is not None else None
-    return f"Open a transaction on its connection: `{begin}`. " if begin else ""
+def _text(connector: BaseConnector, begin: str | None) -> str:
+    advice = f"open a transaction with `{begin}`, " if begin else ""
+    return (
+        f"this call has no connection, so {type(connector).__name__} would commit it by itself, whatever becomes of "
+        f"your transaction: {advice}pass the connection, as in configure(connection=...), or enter "
+        f"procrastinate_extconn.using(connection). {ambient.MEANT}"
+    )

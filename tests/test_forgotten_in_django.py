@@ -165,7 +165,7 @@ print(len(statuses()))
 """
     passed, nothing, refused, *rest = project("-c", BEFORE + program).splitlines()
     assert (passed, nothing) == ("True True", "{}")
-    assert refused.startswith("1 DjangoConnector would commit this call by itself")
+    assert refused.startswith("1 this call has no connection, so DjangoConnector would commit")
     for advice in "`with transaction.atomic(", "standalone()", "on_commit":
         assert advice in refused
     assert rest == ["True", "True", "2"]
@@ -200,7 +200,10 @@ def act(action, job_id):
     project("-c", f"{BEFORE}{program}assert act('cancel', 3) == 302")
     assert "[cancelled]" in project("-m", "django", "procrastinate", "shell", "cancel", "4")
     work = project("-m", "django", "procrastinate", "worker", "--one-shot")
-    assert work.count("OutsideTransaction: PsycopgConnector would commit") == 1
+    assert (
+        work.count("OutsideTransaction: this call has no connection, so PsycopgConnector would")
+        == 1
+    )
     program = program.replace("create_superuser(", "get(username=").replace(', "", "secret"', "")
     retried = project(
         "-c",
@@ -230,5 +233,5 @@ retry(mine, None, ProcrastinateJob.objects.none())
 print(name, text)
 """
     refused, found = project("-c", BEFORE + program).splitlines()
-    assert refused.startswith("DjangoConnector would commit this call by itself")
+    assert refused.startswith("this call has no connection, so DjangoConnector would commit")
     assert found == "retry Retry Job"

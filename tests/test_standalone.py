@@ -55,7 +55,7 @@ def conn(dsn: str) -> Iterator[psycopg.Connection[Any]]:
 
 def refused() -> Any:
     """A forgotten connection is found."""
-    return pytest.raises(extconn.OutsideTransaction, match="was given no connection")
+    return pytest.raises(extconn.OutsideTransaction, match="this call has no connection")
 
 
 def test_it_leaves_a_using_block(defer: Any, conn: Any, watch: Watch) -> None:
