@@ -236,20 +236,19 @@ def _wrap_query(original: Callable[..., Any], method: str) -> Callable[..., Any]
     # *args, as one connector of Procrastinate's own, its command line's without an app, takes anything.
     def execute(self: BaseConnector, *args: Any, connection: Any = None, **arguments: Any) -> Any:
         is_on = layer.is_on(self)
-        if connection is None:
-            query = args[0] if args else arguments.get("query")
+        if connection is not None and not is_on:
+            return original(self, *args, connection=connection, **arguments)
+        query = args[0] if args else arguments.get("query")
+        if connection is None and not isinstance(self, InMemoryConnector):
             connection = ambient.connection(query)
-            if connection is None:
-                if is_on and forgotten.judge(self, query, is_async=is_async) and not is_async:
-                    # A sync method may call the async one: it is warned of once.
-                    with ambient.standalone():
-                        return original(self, *args, **arguments)
-                return original(self, *args, **arguments)
+        if connection is not None:
             if not is_on:
                 raise _not_patched(self)
-        if is_on:
             return getattr(_external(self, connection), method)(*args, **arguments)
-        return original(self, *args, connection=connection, **arguments)
+        if is_on and forgotten.judge(self, query, is_async=is_async) and not is_async:
+            with ambient.standalone():  # It may call the async method, and is warned of once.
+                return original(self, *args, **arguments)
+        return original(self, *args, **arguments)
 
     return execute
 
