@@ -477,6 +477,26 @@ def test_an_unknown_connection_that_can_be_entered_is_not_told_to_be() -> None:
         answer(Connection())
 
 
+def test_a_wrapper_is_refused_with_the_attribute_that_is_taken(dsn: str) -> None:
+    """An object that holds a connection is told to pass that, and a property of it that raises does no harm."""
+
+    class Wrapper:
+        def __init__(self, conn: object) -> None:
+            self.connection = conn
+
+        @property
+        def raw_connection(self) -> object:
+            raise RuntimeError("not connected")
+
+    with (
+        psycopg.connect(dsn) as conn,
+        pytest.raises(extconn.UnsupportedConnection, match=r"pass its `\.connection`"),
+    ):
+        answer(Wrapper(conn))
+    with pytest.raises(extconn.UnsupportedConnection, match="Pass an open connection"):
+        answer(Wrapper(object()))
+
+
 def test_a_dsn_is_refused_without_being_shown() -> None:
     """A connection string is not a connection, and its password is not for a log."""
     with pytest.raises(extconn.UnsupportedConnection, match="A DSN is not a connection") as caught:

@@ -107,7 +107,7 @@ def test_top_level_connect(connect: Connect, database: Database, ship: Any) -> N
     conn = connect(pg8000.connect)
     conn.run("INSERT INTO orders VALUES (1)")
     job_id = ship.configure(connection=conn).defer()
-    assert extconn.describe(conn) == ("pg8000", "pg8000", False, "in_transaction")
+    assert extconn.describe(conn)[:4] == ("pg8000", "pg8000", False, "in_transaction")
     assert not database.sees(job_id)
     conn.commit()
     assert database.sees(job_id)
