@@ -165,8 +165,7 @@ def connection(query: str | None) -> object | None:
             "to that one: two of them would interleave their statements on it. (asyncio.create_task, gather, to_thread "
             "and, before Python 3.12, wait_for start one.) Defer from the task or thread that entered the block, pass "
             "configure(connection=...) a connection of this one's own, or start it with an empty context "
-            "(contextvars.Context()). "
-            f"{MEANT}."
+            "(contextvars.Context()). If it is meant to commit by itself, enter procrastinate_extconn.standalone()."
         )
     return block.conn
 

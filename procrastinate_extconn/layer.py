@@ -35,9 +35,9 @@ class Layer:
         self.managers: WeakSet[JobManager] = WeakSet()
         """The job managers of apps that were patched, whose connector may be replaced."""
         self.own_connectors: WeakSet[BaseConnector] = WeakSet()
-        """Connectors of ours, which need no patching."""
+        """Connectors that need no patching."""
         self.strict: WeakSet[BaseConnector] = WeakSet()
-        """Those among them that have a mode of their own, whatever `install` says."""
+        """Connectors in memory that have a mode of their own."""
 
     def is_on(self, connector: BaseConnector) -> bool:
         """Whether *connector* takes any connection. `InMemoryConnector` never does."""

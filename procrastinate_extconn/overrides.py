@@ -1,7 +1,7 @@
-"""A person's own connector, where a method of it would run a query without the connection that is meant.
+"""Connectors that somebody wrote, where a method would run a query without the connection that is meant.
 
-Only Procrastinate's methods are replaced. An override reaches them through ``super()``, or runs the query by itself:
-then it is refused, before anything is sent, where a connection was passed that it cannot take, or in a `using` block.
+Only Procrastinate's methods are replaced, and an override reaches them through ``super()``. One that runs the query by
+itself is refused before anything is sent: in a `using` block, and where it cannot take the connection that was passed.
 """
 
 from __future__ import annotations

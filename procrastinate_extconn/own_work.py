@@ -1,7 +1,7 @@
 """Procrastinate's own work, told from an application's calls: a worker's, the command line's, the shell's.
 
-The same query can come from either, so the context decides. A worker hands neither its own mark nor a `standalone`
-block around it to what it runs: a task that defers is an application like any other.
+The same query can come from either, so the context decides. A task is an application like any other: its worker hands
+it neither the mark nor a `standalone` block.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def call(app: procrastinate.App, change: str, end: str) -> Any:
 def test_it_is_refused_before_anything_is_sent(
     app: procrastinate.App, wiretap: Wiretap, end: str
 ) -> None:
-    """Whatever changes jobs is refused, in either colour, opened or not, and the text says what to do."""
+    """Each call that changes jobs is refused, sync and async, opened or not, and the text says what to do."""
     extconn.install(without_connection="error")
     wiretap.take()
     for change in CHANGES:

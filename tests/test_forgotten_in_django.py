@@ -216,7 +216,7 @@ def act(action, job_id):
 
 
 def test_an_action_of_a_persons_is_an_application(project: Run) -> None:
-    """What a person adds to Procrastinate's admin is judged as any code of theirs."""
+    """An action that somebody adds to Procrastinate's admin is judged."""
     program = """
 from django.contrib import admin
 from procrastinate.contrib.django.admin import ProcrastinateJobAdmin

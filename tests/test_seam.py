@@ -36,7 +36,7 @@ def run(change: str, program: str, dsn: str) -> list[str]:
 
 
 def test_a_job_with_one_more_field(dsn: str, watch: Watch) -> None:
-    """A job's fields are sent under their names, whatever their order, a new one among them."""
+    """A job's fields are sent under their names, in any order, a new one among them."""
     program = """
         with psycopg.connect(DSN) as conn:
             conn.execute(other_procrastinate.SCHEMA)
