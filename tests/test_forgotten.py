@@ -16,7 +16,7 @@ import psycopg_pool
 import pytest
 from holding import Watch, opened, opened_async, unopened
 from procrastinate.exceptions import AppNotOpen
-from procrastinate.utils import utcnow
+from procrastinate.utils import sync_to_async, utcnow
 from wiretap import Wiretap, asked, tapped
 
 import procrastinate_extconn as extconn
@@ -201,6 +201,20 @@ async def test_async_calls_in_each_mode(dsn: str, watch: Watch) -> None:
             await deferrer.defer_async()
         with extconn.standalone():
             assert watch.job(await deferrer.defer_async())
+
+
+async def test_a_sync_call_of_an_open_async_app_warns_once(dsn: str) -> None:
+    """A sync call that Procrastinate makes an async one of, as in a sync task, is warned of once."""
+    app = procrastinate.App(connector=psycopg_async(dsn))
+
+    def defer() -> int:
+        return app.configure_task("process_order").defer()
+
+    extconn.install(without_connection="warn")
+    async with app.open_async():
+        with pytest.warns(OutsideTransactionWarning) as caught:
+            assert await sync_to_async(defer)
+    assert [one.filename for one in caught] == [__file__]
 
 
 @pytest.mark.parametrize(("outside", "without"), list(itertools.product(MODES, MODES)))

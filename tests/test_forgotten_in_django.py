@@ -171,6 +171,19 @@ print(len(statuses()))
     assert rest == ["True", "True", "2"]
 
 
+def test_a_transaction_that_has_failed(project: Run) -> None:
+    """In a block that can only be rolled back Django says so itself, for it is the block that the call belongs to."""
+    program = """
+with transaction.atomic():
+    transaction.set_rollback(True)
+    try:
+        task.defer()
+    except transaction.TransactionManagementError as exc:
+        print("rolled back" in str(exc) or "until the end of the 'atomic' block" in str(exc))
+"""
+    assert project("-c", BEFORE + program) == "True\n"
+
+
 def test_a_warning(project: Run) -> None:
     """With `"warn"` such a call warns once, sync or async, and the job is there."""
     program = """

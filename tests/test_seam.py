@@ -17,7 +17,7 @@ import procrastinate_extconn as extconn
 
 SUPPORT = str(Path(__file__).with_name("support"))
 BEFORE = """
-import asyncio, sys
+import asyncio, inspect, sys
 sys.path.insert(0, SUPPORT)
 import other_procrastinate
 other_procrastinate.CHANGE()
@@ -96,10 +96,14 @@ def test_connection_folded_into_the_queries(dsn: str, watch: Watch) -> None:
             gone = app.configure_task("sync", connection=conn).defer()
             conn.rollback()
             kept, cancelled = app.configure_task("sync", connection=conn).batch_defer({}, {})
-            assert app.job_manager.cancel_job_by_id(cancelled, connection=conn)
-            assert app.job_manager.get_job_status(cancelled, connection=conn).value == "cancelled"
             with extconn.using(conn):
                 block = app.configure_task("sync").defer()
+                status = app.job_manager.get_job_status
+                assert app.job_manager.cancel_job_by_id(cancelled)
+                assert status(cancelled).value == "cancelled"
+            if "connection" in inspect.signature(status).parameters:  # since 3.10
+                assert app.job_manager.cancel_job_by_id(cancelled, connection=conn) is False
+                assert status(cancelled, connection=conn).value == "cancelled"
             conn.commit()
         print(gone, kept, cancelled, block, *asyncio.run(main()))
         print(next(interface()).text)
@@ -173,6 +177,20 @@ def test_a_folded_connector_of_a_persons(dsn: str) -> None:
                 calls.append("Passing")
                 return super().execute_query_all(query, **arguments)
 
+        class Nested(procrastinate.SyncPsycopgConnector):
+            def execute_query_all(self, query, **arguments):
+                def attempt(self):
+                    calls.append("Nested")
+                    return getattr(super(), "execute_query_all")(query, **arguments)
+                return attempt(self)
+
+        class Composed(Deaf):
+            inner = procrastinate.SyncPsycopgConnector()
+
+            def execute_query_all(self, query, **arguments):
+                calls.append("Composed")
+                return self.inner.execute_query_all(query, **arguments)
+
         class Taking(Deaf):
             def execute_query_all(self, query, *, connection=None, **arguments):
                 calls.append(f"Taking {connection is not None}")
@@ -201,6 +219,8 @@ def test_a_folded_connector_of_a_persons(dsn: str) -> None:
         attempt(Derived())
         attempt(Passing())
         attempt(Passing(), block=True)
+        attempt(Nested(), block=True)
+        attempt(Composed())
         attempt(Taking())
         attempt(Taking(), block=True)
     """
@@ -211,6 +231,8 @@ def test_a_folded_connector_of_a_persons(dsn: str) -> None:
         "Derived.execute_query_all takes no connection",
         "True INTRANS Passing",
         "True INTRANS Passing",
+        "True INTRANS Nested",
+        "True INTRANS Composed",
         "True IDLE Taking True",
         "Taking.execute_query_all runs the query by itself",
     ]

@@ -27,7 +27,7 @@ class StrictInMemoryConnector(InMemoryConnector):
     async for an async one. A pool, a closed connection, a stand-in and another task's connection are refused. The job's
     arguments have to be JSON. Nothing is sent to the connection: the job stays in memory, also when the transaction is rolled back.
 
-    :param without_connection: as in `install`, which decides if this is None.
+    :param without_connection: as in `procrastinate_extconn.install`, which decides if this is None.
     """
 
     def __init__(self, *, without_connection: OutsideMode | None = None) -> None:
