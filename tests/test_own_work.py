@@ -160,7 +160,7 @@ async def test_built_in_tasks_run(app: procrastinate.App) -> None:
 async def test_what_a_worker_runs_is_an_application(
     app: procrastinate.App, in_standalone: bool
 ) -> None:
-    """A task that forgets a connection is refused, sync and async, also where its worker was started in `standalone`."""
+    """A task that forgets a connection is refused, sync and async, also if its worker was started in `standalone`."""
     outcome = Outcome(app)
 
     @app.task(name="a sync task")

@@ -21,7 +21,6 @@ import procrastinate_extconn as extconn
 from procrastinate_extconn import Diagnostic, hookimpl
 from procrastinate_extconn.hookspecs import Description, Rows, Value
 from procrastinate_extconn.testing import (
-    StrictInMemoryConnector,
     Held,
     Kind,
     PluginContract,
