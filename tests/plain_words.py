@@ -48,7 +48,7 @@ def sentences(text: str) -> Iterator[str]:
 def faults(text: str) -> Iterator[str]:
     """What is wrong with a docstring, comment or page."""
     for sentence in sentences(text):
-        count = len(re.findall(r"[\w'’-]+", sentence))
+        count = len(re.findall(r"[\w'-]+", sentence))
         if count > LONGEST:
             yield f"{count} words: {sentence}"
         for phrase in PHRASES:
