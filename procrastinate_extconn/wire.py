@@ -81,6 +81,7 @@ def encode(
     for name, value in arguments.items():
         if name == jobs:
             args[name] = encode_jobs(value, dumps)
+            query = _with_attributes(query, value)
         elif isinstance(value, dict):
             query = query.replace(f"%({name})s", f"CAST(CAST(%({name})s AS text) AS jsonb)")
             args[name] = _text((dumps or _dumps)(value))
@@ -91,36 +92,6 @@ def encode(
         else:
             args[name] = value
     return query, args
-
-
-_COLUMNS = ("queue_name", "task_name", "priority", "args", "lock", "queueing_lock", "scheduled_at")
-"""The attributes of a job record that are known here."""
-
-
-class _Layout(NamedTuple):
-    """Where a version of Procrastinate keeps what it knows of a job that is to be deferred."""
-
-    known: Callable[[Any], tuple[Any, ...]]
-    """Takes the values of `_COLUMNS` from a job."""
-    more: tuple[str, ...]
-    """The names of what is not known here."""
-
-
-@functools.lru_cache(maxsize=16)
-def layout(job: Any) -> _Layout:
-    """How to read a job, by names: another version has other fields, or the same in another order.
-
-    :param job: the class of it.
-    :raises ExternalConnectionError: if it cannot be read.
-    """
-    fields: tuple[str, ...] = getattr(job, "_fields", ())
-    if missing := [name for name in _COLUMNS if name not in fields]:
-        raise ExternalConnectionError(
-            f"this version of Procrastinate has jobs without {', '.join(missing)} ({job.__qualname__} has "
-            f"{', '.join(fields) or 'no fields'}): use one that procrastinate-extconn is tested with"
-        )
-    known = itemgetter(*map(fields.index, _COLUMNS))
-    return _Layout(known, tuple(name for name in fields if name not in _COLUMNS))
 
 
 def _array(name: str, values: Iterable[Any], arrays: frozenset[str]) -> str:
@@ -141,6 +112,49 @@ def _element(value: object) -> str:
     return "NULL" if value is None else '"' + re.sub(r'(["\\])', r"\\\1", str(value)) + '"'
 
 
+_FIELDS = ("queue_name", "task_name", "priority", "lock", "queueing_lock", "args", "scheduled_at")
+"""The attributes of a job that are known here."""
+
+
+class _Layout(NamedTuple):
+    """Where a version of Procrastinate keeps what it knows of a job that is to be deferred."""
+
+    ordered: Callable[[Any], tuple[Any, ...]] | None
+    """Takes the values of `_FIELDS` from a job, and then those of `more`; None where it has that order anyway."""
+    more: tuple[str, ...]
+    """The names of the attributes that are not known here."""
+
+
+@functools.lru_cache(maxsize=16)
+def layout(job: Any) -> _Layout:
+    """How to read a job by names: in another version it may have other fields, or another order.
+
+    :param job: its class.
+    :raises ExternalConnectionError: if it cannot be read.
+    """
+    fields: tuple[str, ...] = getattr(job, "_fields", ())
+    if missing := [name for name in _FIELDS if name not in fields]:
+        raise ExternalConnectionError(
+            f"this version of Procrastinate has jobs without {', '.join(missing)} ({job.__qualname__} has "
+            f"{', '.join(fields) or 'no fields'}): use one that procrastinate-extconn is tested with"
+        )
+    more = tuple(name for name in fields if name not in _FIELDS)
+    ordered = itemgetter(*map(fields.index, _FIELDS + more)) if fields != _FIELDS else None
+    return _Layout(ordered, more)
+
+
+def _with_attributes(query: str, jobs: Sequence[Any]) -> str:
+    """*query*, failing where a record has no such attributes as *jobs*: from JSON, they would be dropped in silence."""
+    job_type: Any = type(jobs[0]) if jobs else None
+    if not (jobs and layout(job_type).more):
+        return query
+    record = re.findall(r"NULL::(\w+)", query)[0]
+    there = " AND ".join(
+        f"(CAST(NULL AS {record})).{name} IS NULL" for name in layout(job_type).more
+    )
+    return query.replace("AS its_schema", f"AS its_schema WHERE {there}")
+
+
 def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     """A JSON array of job records, each an object whose keys are the attributes of the composite type.
 
@@ -152,11 +166,12 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
         return "[]"
     dumps = dumps or _dumps
     job_type: Any = type(jobs[0])
-    known, more = layout(job_type)
+    ordered, more = layout(job_type)
     # One function and one join: one job pays for each call, and a large batch for each copy.
     text = ["["]
-    for job in jobs:
-        queue_name, task_name, priority, args, lock, queueing_lock, scheduled_at = known(job)
+    for queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at, *others in (
+        map(ordered, jobs) if ordered else jobs
+    ):
         document = dumps(args)
         record = (
             f'{{"queue_name":{encode_basestring(queue_name)},"task_name":{encode_basestring(task_name)},'
@@ -168,8 +183,9 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
             record += f',"queueing_lock":{_quote(queueing_lock)}'
         if scheduled_at is not None:
             record += f',"scheduled_at":"{scheduled_at.isoformat()}"'
-        for name in more:
-            record += f',"{name}":{_json(getattr(job, name), dumps)}'
+        if others:
+            for name, value in zip(more, others, strict=True):
+                record += f',"{name}":{_json(value, dumps)}'
         text += record, "},"
     text[-1] = "}]"
     return "".join(text)

@@ -64,6 +64,21 @@ def test_a_job_with_one_more_field(dsn: str, watch: Watch) -> None:
     assert {name: job[name] for name in expected} == expected
 
 
+def test_a_job_with_a_field_that_the_database_has_not(dsn: str, watch: Watch) -> None:
+    """Where the schema is older than the job's new field, that is an error, and not a job without the field."""
+    program = """
+        procrastinate.sql.queries["defer_jobs"] = procrastinate.sql.queries["defer_jobs"].replace("_v9", "_v1")
+        with psycopg.connect(DSN) as conn:
+            try:
+                app.configure_task("one", connection=conn).defer()
+            except procrastinate.exceptions.ConnectorException as exc:
+                print("lock_mode" in str(exc))
+            conn.commit()
+    """
+    assert run("add_field", program, dsn) == ["True"]
+    assert watch.jobs() == []
+
+
 def test_a_job_without_a_field_that_is_known(dsn: str, watch: Watch) -> None:
     """A job that cannot be read is refused before anything is sent, and `doctor` says so."""
     program = """
