@@ -81,7 +81,9 @@ def encode(
     for name, value in arguments.items():
         if name == jobs:
             args[name] = encode_jobs(value, dumps)
-            query = _with_attributes(query, value)
+            job_type: Any = type(value[0]) if value else None
+            if value and (more := layout(job_type).more):
+                query = _with_attributes(query, more)
         elif isinstance(value, dict):
             query = query.replace(f"%({name})s", f"CAST(CAST(%({name})s AS text) AS jsonb)")
             args[name] = _text((dumps or _dumps)(value))
@@ -143,15 +145,10 @@ def layout(job: Any) -> _Layout:
     return _Layout(ordered, more)
 
 
-def _with_attributes(query: str, jobs: Sequence[Any]) -> str:
-    """*query*, failing where a record has no such attributes as *jobs*: from JSON, they would be dropped in silence."""
-    job_type: Any = type(jobs[0]) if jobs else None
-    if not (jobs and layout(job_type).more):
-        return query
+def _with_attributes(query: str, names: tuple[str, ...]) -> str:
+    """*query*, failing where a job record lacks one of the attributes: from JSON, it would be dropped in silence."""
     record = re.findall(r"NULL::(\w+)", query)[0]
-    there = " AND ".join(
-        f"(CAST(NULL AS {record})).{name} IS NULL" for name in layout(job_type).more
-    )
+    there = " AND ".join(f"(CAST(NULL AS {record})).{name} IS NULL" for name in names)
     return query.replace("AS its_schema", f"AS its_schema WHERE {there}")
 
 
