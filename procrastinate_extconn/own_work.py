@@ -10,7 +10,7 @@ import contextlib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -26,20 +26,20 @@ def is_own_work() -> bool:
 
 
 @contextlib.contextmanager
-def own_work() -> Iterator[None]:
+def own_work() -> Generator[None]:
     """Mark the calls inside as Procrastinate's own."""
     with _set(True):
         yield
 
 
 @contextlib.contextmanager
-def _an_application() -> Iterator[None]:
+def _an_application() -> Generator[None]:
     with _set(False), ambient.cleared():
         yield
 
 
 @contextlib.contextmanager
-def _set(value: bool) -> Iterator[None]:
+def _set(value: bool) -> Generator[None]:
     token = _is_own.set(value)
     try:
         yield

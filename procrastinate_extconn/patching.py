@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from procrastinate import App
@@ -109,7 +109,10 @@ def _patch(connector: BaseConnector, modes: Modes) -> None:
     if isinstance(connector, InMemoryConnector):
         return
     before = layer.patched.get(connector, Modes())
-    layer.patched[connector] = Modes(*(new or old for new, old in zip(modes, before, strict=True)))
+    layer.patched[connector] = Modes(
+        modes.outside_transaction or before.outside_transaction,
+        modes.without_connection or before.without_connection,
+    )
     if "get_sync_connector" not in vars(connector):
         vars(connector)["get_sync_connector"] = _SyncConnectorOf(connector)
 
@@ -174,7 +177,7 @@ def _following(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     @contextlib.contextmanager
-    def replace_connector(self: App, connector: BaseConnector) -> Iterator[App]:
+    def replace_connector(self: App, connector: BaseConnector) -> Generator[App]:
         modes = layer.patched.get(self.connector, Modes())
         with original(self, connector) as app:
             follows = self.job_manager in layer.managers and connector not in layer.patched

@@ -34,7 +34,7 @@ class StrictInMemoryConnector(InMemoryConnector):
     def __init__(self, *, without_connection: OutsideMode | None = None) -> None:
         check_modes(without_connection=without_connection)
         super().__init__()
-        self._without_connection = without_connection
+        self._without_connection: OutsideMode | None = without_connection
         if without_connection is not None:
             layer.strict.add(self)
             own_work.recognise()
