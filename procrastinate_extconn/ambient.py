@@ -53,7 +53,7 @@ def using(conn: C) -> Generator[C]:
 
     Deferring, cancelling, status and every other call of the job manager, sync or async as *conn* is. An explicit
     ``configure(connection=other)`` wins, and the innermost block does. The connection belongs to the task or thread
-    that entered the block: a child task or thread that inherits the context gets an error, never *conn*.
+    that entered the block. A child task or thread that inherits the context gets an error, never *conn*.
 
     :param conn: any connection that a plugin takes, or what `external` made of one.
     :returns: a context manager that yields *conn*.

@@ -1,7 +1,7 @@
 """Connectors that somebody wrote, where a method would run a query without the connection that is meant.
 
 Only Procrastinate's methods are replaced, and an override reaches them through ``super()``. One that runs the query by
-itself is refused before anything is sent: in a `using` block, and where it cannot take the connection that was passed.
+itself is refused before anything is sent: in a `using` block, and where it cannot take the connection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Procrastinate's connectors learn to run a query on a connection that somebody else holds.
 
-The wrappers go onto the classes, once; whether the layer is on is looked up at each call, for the process (`install`)
-or for one connector (`patch`). So a person's own override stays, and its ``super()`` reaches the layer.
+The wrappers go onto the classes, once. Each call looks up whether the layer is on, for the process (`install`) or for
+one connector (`patch`). So a person's own override stays, and its ``super()`` reaches the layer.
 """
 
 from __future__ import annotations
