@@ -42,7 +42,7 @@ def external(
     :raises ValueError: for a value that is none of these.
     """
     _check("on_conflict", on_conflict, get_args(OnConflict))
-    check_mode(outside_transaction)
+    check_modes(outside_transaction=outside_transaction)
     if isinstance(conn, External):
         savepoint = savepoint or conn.savepoint
         on_conflict = on_conflict if on_conflict != "raise" else conn.on_conflict
@@ -56,13 +56,15 @@ def unwrap(conn: object) -> object:
     return conn.conn if isinstance(conn, External) else conn
 
 
-def check_mode(mode: str | None) -> None:
-    """Refuse what is no mode of the transaction guard.
+def check_modes(**modes: str | None) -> None:
+    """Refuse what is no mode.
 
+    :param modes: the argument's name and its value; None stands for "not set".
     :raises ValueError: naming the modes.
     """
-    if mode is not None:
-        _check("outside_transaction", mode, get_args(OutsideMode))
+    for name, mode in modes.items():
+        if mode is not None:
+            _check(name, mode, get_args(OutsideMode))
 
 
 def _check(name: str, value: object, allowed: tuple[str, ...]) -> None:
