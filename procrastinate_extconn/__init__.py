@@ -14,7 +14,7 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
-    from .ambient import using
+    from .ambient import standalone, using
     from .bulk import defer_many, defer_many_async
     from .completion.calls import complete, complete_async
     from .connector import ExternalConnector
@@ -44,6 +44,7 @@ __all__ = [
     "install",
     "patch",
     "register",
+    "standalone",
     "uninstall",
     "unpatch",
     "unregister",
@@ -65,6 +66,7 @@ _HOMES = {
     "install": "patching",
     "patch": "patching",
     "register": "plugins",
+    "standalone": "ambient",
     "uninstall": "patching",
     "unpatch": "patching",
     "unregister": "plugins",

@@ -10,20 +10,18 @@ from typing import Any
 
 from procrastinate.jobs import JobDeferrer
 
+from . import replacing
 from .layer import layer
 
 _METHODS = ("_log_before_defer_jobs", "_log_after_defer_jobs")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
 
-def watch(wrap: Callable[[type, str, Callable[[Any], Any]], object]) -> None:
-    """Wrap the methods that turn each job into a dict before they ask whether their logger is enabled.
-
-    :param wrap: puts a wrapper in the place of a method, until `uninstall`.
-    """
+def watch() -> None:
+    """Wrap the methods that turn each job into a dict before they ask whether their logger is enabled."""
     for name in _METHODS:
         if level := _level(vars(JobDeferrer).get(name)):
-            wrap(JobDeferrer, name, functools.partial(_lazy, level=level))
+            replacing.wrap(JobDeferrer, name, functools.partial(_lazy, level=level), __name__)
 
 
 def _level(method: object) -> int | None:

@@ -23,18 +23,24 @@ WORKER_QUERIES = frozenset(
 
 JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
 """The parameter of a query that takes job records, and their type."""
+# PostgreSQL's own names are qualified: an earlier schema of the search_path may have the same.
+RECORDS = r"pg_catalog.json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS pg_catalog.text) AS pg_catalog.json))"
 # The server looks at FROM first. So a database without Procrastinate's schema, and one with another version of it,
 # give different errors.
 JOBS_AS_TEXT = (
-    r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)) "
-    r"FROM (SELECT CAST('procrastinate_jobs' AS regclass)) AS its_schema)"
-)
-_ROWS = JOBS_AS_TEXT.replace(
-    r"NULL::\2", r"json_populate_record(NULL::\2, CAST(CAST(%(common)s AS text) AS json))"
-).replace(r"%(\1)s", "%(rows)s")
+    "ARRAY(SELECT RECORDS FROM (SELECT CAST('procrastinate_jobs' AS pg_catalog.regclass)) AS its_schema)"
+).replace("RECORDS", RECORDS)
+_COMMON = r"pg_catalog.json_populate_record(NULL::\2, CAST(CAST(%(common)s AS pg_catalog.text) AS pg_catalog.json))"
+_ROWS = JOBS_AS_TEXT.replace(r"NULL::\2", _COMMON).replace(r"%(\1)s", "%(rows)s")
 _defer_rows, _known = JOBS.subn(_ROWS, sql.queries["defer_jobs"].rstrip().rstrip(";"))
 DEFER_ROWS: str | None = (
-    "".join(("SELECT max(id) AS id, count(id) AS count FROM (", _defer_rows, ") AS jobs"))
+    "".join(
+        (
+            "SELECT pg_catalog.max(id) AS id, pg_catalog.count(id) AS count FROM (",
+            _defer_rows,
+            ") AS jobs",
+        )
+    )
     if _known
     else None
 )
