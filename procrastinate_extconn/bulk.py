@@ -15,7 +15,7 @@ from procrastinate.testing import InMemoryConnector
 
 from . import ambient, wire
 from .exceptions import ExternalConnectionError
-from .options import unwrap
+from .options import External, unwrap
 from .plugins import plugins
 from .queries import DEFER_ROWS
 from .sync_async import done, finish
@@ -90,8 +90,8 @@ class _Stream:
     def _common_record(self) -> str | None:
         """What the jobs have in common, as JSON; None where `JobDeferrer.batch_defer` has to do.
 
-        A queueing lock, which all of them would share, is dealt with there. `InMemoryConnector`, and a connector that
-        a person wrote, may know no other queries than Procrastinate's.
+        That deals with a queueing lock, which all of them would share, and with ``savepoint=True``. `InMemoryConnector`,
+        and a connector that a person wrote, may know no other queries than Procrastinate's.
         """
         job = self._deferrer.job
         encode = getattr(self._deferrer.job_manager, "_defer_jobs_query_kwargs", None)
@@ -102,6 +102,7 @@ class _Stream:
             or encode is None
             or home not in _OURS
             or isinstance(self._connector, InMemoryConnector)
+            or _keeps(self._target())
         ):
             return None
         return wire.encode_jobs(encode(jobs=[job.evolve(task_kwargs={})])["jobs"])[1:-1]
@@ -140,11 +141,14 @@ class _Stream:
             return f"{text} No chunk was deferred before it."
         return f"{text} The {deferred:,} jobs of the chunks before it {self._fate()}."
 
+    def _target(self) -> object | None:
+        """The caller's connection, if there is one."""
+        connection: object = self._connection
+        return ambient.connection(sql.queries["defer_jobs"]) if connection is None else connection
+
     def _fate(self) -> str:
         try:
-            connection = self._connection
-            if connection is None:
-                connection = ambient.connection(sql.queries["defer_jobs"])
+            connection = self._target()
             if connection is None:
                 return "are committed, unless the app's connector takes part in a transaction (Django's does)"
             description = plugins().describe(unwrap(connection))
@@ -156,6 +160,10 @@ class _Stream:
         if state in ("closed", "unknown"):
             return "belong to the connection's transaction, or are committed if it had none"
         return "belong to your transaction, and are kept or undone with it"
+
+
+def _keeps(connection: object) -> bool:
+    return isinstance(connection, External) and connection.savepoint
 
 
 async def _take(rows: Iterator[Row] | AsyncIterator[Row], count: int) -> list[Row]:
