@@ -472,7 +472,7 @@ def test_deleted_jobs(conn: Any, app: procrastinate.App, delete_jobs: Any) -> No
 
 def test_middlewares(conn: Any, app: procrastinate.App) -> None:
     """The middlewares of the worker, of its tasks and of the task run in a worker's order."""
-    pytest.importorskip("procrastinate.middleware", reason="Procrastinate has them since 3.10")
+    pytest.importorskip("procrastinate.middleware", reason="Procrastinate has them since 3.9")
     log: list[str] = []
 
     def middleware(name: str) -> Any:

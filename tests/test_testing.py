@@ -19,11 +19,11 @@ from holding import External, Watch
 from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.exceptions import OutsideTransactionWarning
 from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 from procrastinate_extconn.testing import (
     StrictInMemoryConnector,
     assert_deferred,
+    assert_not_deferred,
     deferred_jobs,
     rolled_back,
 )
@@ -103,6 +103,36 @@ def test_no_job_of_that_task(conn: Any, app: procrastinate.App) -> None:
     app.configure_task("other", connection=conn).batch_defer({}, {})
     with pytest.raises(AssertionError, match=r"the jobs that do: other \(2\)"):
         assert_deferred(conn, "process_order")
+
+
+def test_not_deferred(kind: Kind, dsn: str, task: Any) -> None:
+    """Without arguments each job of the task counts, with arguments only a job with just these."""
+
+    async def body(held: Held) -> None:
+        await done(assert_not_deferred(held.conn, task))
+        on_conn = task.configure(connection=held.conn)
+        await done(on_conn.defer_async(n=1, m=2) if kind.is_async else on_conn.defer(n=1, m=2))
+        await done(assert_not_deferred(held.conn, "other"))
+        await done(assert_not_deferred(held.conn, task, n=1))
+        with pytest.raises(AssertionError, match="process_order wait"):
+            await done(assert_not_deferred(held.conn, task))
+        with pytest.raises(AssertionError, match="n=1"):
+            await done(assert_not_deferred(held.conn, task, m=2, n=1))
+
+    run(kind, dsn, body)
+
+
+def test_unwanted_jobs_are_shown(conn: Any, task: Any) -> None:
+    """The failure shows the first jobs with their arguments, and how many there are."""
+    for n in range(4):
+        task.configure(connection=conn).defer(n=n)
+    with pytest.raises(AssertionError) as caught:
+        assert_not_deferred(conn, task)
+    assert str(caught.value).splitlines() == [
+        "jobs of process_order wait, which should not (4):",
+        *("job 1:", "    n=0", "job 2:", "    n=1", "job 3:", "    n=2"),
+        "and 1 more",
+    ]
 
 
 def test_cancelled_job_does_not_wait(conn: Any, task: Any) -> None:
@@ -217,6 +247,33 @@ def test_session_that_commits_a_savepoint(dsn: str, task: Any, watch: Watch) -> 
     engine.dispose()
     assert watch.orders() == []
     assert watch.jobs() == []
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_session_whose_commit_releases_a_savepoint(dsn: str, task: Any, end: str) -> None:
+    """A session that commits a savepoint in the block is told apart from one that rolls it back."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    orm = pytest.importorskip("sqlalchemy.orm")
+    engine = sqlalchemy.create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection, connection.begin() as transaction:
+        session = orm.Session(connection, join_transaction_mode="create_savepoint")
+        expected: Any = contextlib.nullcontext()
+        if end == "commit":
+            expected = pytest.raises(AssertionError, match="transaction is still open.*bound to")
+        with expected, rolled_back(session):
+            task.configure(connection=session).defer()
+            getattr(session, end)()
+        assert len(deferred_jobs(connection)) == (end == "commit")
+        session.close()
+        transaction.rollback()
+    engine.dispose()
+
+
+def test_another_transaction_inside_is_found(conn: Any) -> None:
+    """What a transaction does that began after a rollback in the block is not undone, so the test fails."""
+    with pytest.raises(AssertionError, match="another one has written"), rolled_back(conn):
+        conn.rollback()
+        conn.execute("INSERT INTO orders VALUES (1)")
 
 
 def test_rollback_inside_is_fine(conn: Any) -> None:
@@ -402,7 +459,7 @@ def test_memory_refuses_a_worker_in_a_block(
 def test_memory_warns_outside_a_transaction(unit: Any, dsn: str) -> None:
     """The transaction guard is on."""
     with psycopg.connect(dsn, autocommit=True) as conn:
-        with pytest.warns(OutsideTransactionWarning):
+        with pytest.warns(extconn.OutsideTransactionWarning):
             unit.configure(connection=conn).defer()
         strict = extconn.external(conn, outside_transaction="error")
         with pytest.raises(extconn.OutsideTransaction):

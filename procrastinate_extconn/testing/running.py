@@ -51,6 +51,9 @@ ORDER BY priority DESC, id LIMIT 1"""
 _TAKE = "UPDATE procrastinate_jobs SET status = 'doing' WHERE id = %(job_id)s"
 _DELETE = "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s"
 
+_CLOSES_CONNECTIONS = "procrastinate.contrib.django.db_cleanup"
+"""The module of middlewares that close Django's connections of the worker's thread around each task."""
+
 _ELSEWHERE = (
     "run_deferred(): the transaction of the test has not failed, so this error came from another connection, or from "
     "inside a savepoint. Another connection does not see what this transaction has not committed."
@@ -91,6 +94,7 @@ def run_deferred(
     :returns: a list of `JobRun`, in the order of the runs; for an async connection an awaitable of that.
     :raises AssertionError: if *limit* runs were not enough, or if a task ended the transaction.
     :raises OutsideTransaction: if *conn* commits each statement by itself.
+    :raises ExternalConnectionError: if *app* is not patched.
     :raises SyncAsyncMismatch: if a task is sync and *conn* is async, or the reverse. The job stays as it is.
     """
     __tracebackhide__ = True
@@ -204,7 +208,7 @@ class _Runner:
                 await self.tested.send("ROLLBACK TO SAVEPOINT run_deferred")
                 [row] = await self.tested.send(query)
             except Exception:  # noqa: BLE001
-                raise AssertionError(_ended(job, "ended, or the connection lost")) from exception
+                raise AssertionError(_ended(job, "ended, or its connection closed,")) from exception
         else:
             if exception is not None and _is_of_a_server(exception):
                 _add_note(exception, _ELSEWHERE)
@@ -272,10 +276,11 @@ def _is_cancelled_itself(exc: BaseException) -> bool:
     return cancelling is None or cancelling() > 0
 
 
-def _task_middlewares(worker: Any, task: AnyTask) -> Iterable[Callable[..., Any]]:
-    """What Procrastinate 3.10 and later put around a task."""
+def _task_middlewares(worker: Any, task: AnyTask) -> list[Callable[..., Any]]:
+    """What Procrastinate 3.9 and later put around a task, without what closes the test's connection."""
     resolve = getattr(worker, "_resolve_task_middlewares", None)
-    return resolve(task, inspect.iscoroutinefunction(task.func)) if resolve else ()
+    middlewares = resolve(task, inspect.iscoroutinefunction(task.func)) if resolve else []
+    return [one for one in middlewares if getattr(one, "__module__", None) != _CLOSES_CONNECTIONS]
 
 
 def _compose(
