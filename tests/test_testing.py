@@ -259,7 +259,7 @@ def test_a_session_whose_commit_releases_a_savepoint(dsn: str, task: Any, end: s
         session = orm.Session(connection, join_transaction_mode="create_savepoint")
         expected: Any = contextlib.nullcontext()
         if end == "commit":
-            expected = pytest.raises(AssertionError, match="transaction is still open.*bound to")
+            expected = pytest.raises(AssertionError, match=r"transaction is still open.*bound to")
         with expected, rolled_back(session):
             task.configure(connection=session).defer()
             getattr(session, end)()
@@ -271,9 +271,12 @@ def test_a_session_whose_commit_releases_a_savepoint(dsn: str, task: Any, end: s
 
 def test_another_transaction_inside_is_found(conn: Any) -> None:
     """What a transaction does that began after a rollback in the block is not undone, so the test fails."""
-    with pytest.raises(AssertionError, match="another one has written"), rolled_back(conn):
-        conn.rollback()
-        conn.execute("INSERT INTO orders VALUES (1)")
+    block = rolled_back(conn)
+    block.__enter__()
+    conn.rollback()
+    conn.execute("INSERT INTO orders VALUES (1)")
+    with pytest.raises(AssertionError, match="another one has written"):
+        block.__exit__(None, None, None)
 
 
 def test_rollback_inside_is_fine(conn: Any) -> None:

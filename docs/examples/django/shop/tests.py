@@ -15,15 +15,15 @@ class OrdersTest(TestCase):
 
     def test_an_order_is_confirmed(self) -> None:
         response = self.client.post("/orders/1?paid=true")
-        self.assertEqual(response.status_code, 201)
+        assert response.status_code == 201
         assert_deferred(connection, confirm_order, order_id=1)
 
         run_deferred(connection, app)
-        self.assertTrue(Confirmation.objects.filter(order_id=1).exists())
+        assert Confirmation.objects.filter(order_id=1).exists()
         assert_not_deferred(connection, confirm_order)
 
     def test_a_refused_payment_leaves_nothing(self) -> None:
         response = self.client.post("/orders/1?paid=false")
-        self.assertEqual(response.status_code, 402)
-        self.assertFalse(Order.objects.exists())
+        assert response.status_code == 402
+        assert not Order.objects.exists()
         assert_not_deferred(connection, confirm_order)
