@@ -311,8 +311,7 @@ def test_a_persons_listener_sees_the_statement(engine: Any, task: Any) -> None:
 
 def test_what_only_makes_connections_is_refused(engine: Any, task: Any) -> None:
     """An engine, what is inside it, and a sessionmaker are told the line that gets a connection from them."""
-    with contextlib.closing(engine.raw_connection()) as raw:
-        inside = (engine, engine.pool, raw)
+    inside = (engine, engine.pool)
     for conn, line in (
         *((one, r"`with engine\.begin\(\) as conn: \.\.\.`") for one in inside),
         (engine.url, r"`with create_engine\(url\)\.begin\(\) as conn: \.\.\.`"),
@@ -320,6 +319,23 @@ def test_what_only_makes_connections_is_refused(engine: Any, task: Any) -> None:
     ):
         with pytest.raises(extconn.UnsupportedConnection, match=line):
             task.configure(connection=conn).defer()
+
+
+def test_a_pool_handle_is_refused_with_the_line_to_its_transaction(
+    engine: Any, task: Any, watch: Watch
+) -> None:
+    """The pool's handle of a connection leads to the driver's, in the transaction that its owner has open."""
+    with contextlib.closing(engine.raw_connection()) as raw:
+        with contextlib.closing(raw.cursor()) as cursor:
+            cursor.execute(f"INSERT INTO orders VALUES ({next(_orders)})")
+        with pytest.raises(extconn.UnsupportedConnection, match=r"`raw\.driver_connection`"):
+            task.configure(connection=raw).defer()
+        undone = task.configure(connection=raw.driver_connection).defer()
+        raw.rollback()
+        job_id = task.configure(connection=raw.driver_connection).defer()
+        raw.commit()
+    assert watch.job(job_id)
+    assert watch.job(undone) is None
 
 
 def test_a_transaction_is_refused(engine: Any, task: Any) -> None:

@@ -37,7 +37,8 @@ _IS_ASYNC = Classes[bool](
         "sqlalchemy.engine.Engine": Refusal("with engine.begin() as conn: ..."),
         "sqlalchemy.engine.URL": Refusal("with create_engine(url).begin() as conn: ..."),
         "sqlalchemy.pool.Pool": Refusal("with engine.begin() as conn: ..."),
-        "sqlalchemy.pool.PoolProxiedConnection": Refusal("with engine.begin() as conn: ..."),
+        "sqlalchemy.pool.PoolProxiedConnection": Refusal("raw.driver_connection"),
+        "sqlalchemy.engine.AdaptedConnection": Refusal("raw.driver_connection"),
         "sqlalchemy.orm.sessionmaker": Refusal("with sessionmaker.begin() as session: ..."),
         "sqlalchemy.ext.asyncio.AsyncEngine": Refusal("async with engine.begin() as conn: ..."),
         "sqlalchemy.ext.asyncio.async_sessionmaker": Refusal(

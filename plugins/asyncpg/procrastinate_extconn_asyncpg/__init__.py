@@ -19,6 +19,7 @@ _CONNECTION = Classes[bool](
         "asyncpg.pool.PoolConnectionProxy": True,
         "asyncpg.Pool": Refusal("async with pool.acquire() as conn: ..."),
         "asyncpg.pool.PoolAcquireContext": Refusal("async with pool.acquire() as conn: ..."),
+        "databases.core.Database": Refusal("database.connection().raw_connection"),
         "asyncpg.transaction.Transaction": _WHERE_IT_CAME_FROM,
         "asyncpg.cursor.CursorFactory": _WHERE_IT_CAME_FROM,
         "asyncpg.cursor.BaseCursor": _WHERE_IT_CAME_FROM,

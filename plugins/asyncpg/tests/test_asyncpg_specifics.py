@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import databases
 import pytest
 import wrapt
 from procrastinate.exceptions import ConnectorException
@@ -235,6 +236,20 @@ async def test_wrong_objects(dsn: str, ship: Any) -> None:
             async with conn.transaction():
                 with pytest.raises(extconn.UnsupportedConnection, match="connection=conn"):
                     await ship.configure(connection=await cursor).defer_async()
+
+
+async def test_databases(dsn: str, database: Database, ship: Any) -> None:
+    """The package databases is refused with the line to its connection, which is in its transaction."""
+    async with databases.Database(dsn) as db, db.transaction(force_rollback=True):
+        with pytest.raises(
+            extconn.UnsupportedConnection, match=r"database\.connection\(\)\.raw_connection"
+        ):
+            await ship.configure(connection=db).defer_async()
+        with pytest.raises(extconn.UnsupportedConnection, match=r"pass its `\.raw_connection`"):
+            await ship.configure(connection=db.connection()).defer_async()
+        await ship.configure(connection=db.connection().raw_connection).defer_async()
+        assert await db.fetch_val("SELECT count(*) FROM procrastinate_jobs") == 1
+    assert database.jobs() == []
 
 
 async def test_concurrent_use(conn: Any, ship: Any) -> None:

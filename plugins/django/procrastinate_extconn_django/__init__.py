@@ -15,6 +15,7 @@ from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
     libpq_state,
+    positional,
     rows,
 )
 from procrastinate_extconn.exceptions import UnsupportedConnection
@@ -76,9 +77,11 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
         return None
     if conn.in_atomic_block and query.startswith("ROLLBACK TO"):
         conn.set_rollback(False)  # Django would refuse even that.
+    # By position, as Django's own statements: execute wrappers prepend values of their own.
+    query, names = positional(query)
     with conn.cursor() as cursor:
         try:
-            cursor.execute(query, dict(args))
+            cursor.execute(query, [args[name] for name in names])
         except Exception:
             # As Django's own statements do, so that an atomic block does not commit what the server has given up.
             if conn.in_atomic_block:

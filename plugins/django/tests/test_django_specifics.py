@@ -7,6 +7,8 @@ from typing import Any
 
 import django
 import django.core.cache
+import pghistory
+import pgtrigger
 import procrastinate
 import pytest
 from asgiref.sync import sync_to_async
@@ -274,3 +276,23 @@ def test_refusals(connection: Any, ship: Any) -> None:
                 ship.configure(connection=wrong).defer()
     with pytest.raises(extconn.UnsupportedConnection, match="lead to no database"):
         ship.configure(connection=django.core.cache.cache).defer()
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda: pghistory.context(user="ann"), lambda: pgtrigger.schema("public")]
+)
+def test_wrappers_that_prepend_a_statement(
+    connection: Any, database: Database, ship: Any, driver: str, wrapped: Any
+) -> None:
+    """Packages that prepend a statement to each find it as they expect, and the rows are those of ours."""
+    if driver == "psycopg2":
+        pytest.skip("both packages look at the psycopg that is installed, which is 3")
+    isolated = extconn.external(connection, savepoint=True)
+    with transaction.atomic(), wrapped():
+        job_id = ship.configure(connection=connection, queueing_lock="bay").defer(order=1)
+        with pytest.raises(AlreadyEnqueued):
+            ship.configure(connection=isolated, queueing_lock="bay").defer(order=2)
+        [job] = JobManager(ExternalConnector(connection)).list_jobs()
+        place(ship, 3)
+    assert job.id == job_id
+    assert orders(database) == [1, 3]

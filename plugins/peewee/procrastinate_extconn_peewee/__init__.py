@@ -20,6 +20,9 @@ from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Valu
 
 _DATABASE = Classes[bool](
     {
+        "peewee_async.databases.AioDatabase": Refusal(
+            "async with database.aio_atomic(), database.aio_connection() as conn: ..."
+        ),
         "peewee.Database": True,
         "peewee.DatabaseProxy": True,
         "peewee._atomic": Refusal("transaction.db"),
