@@ -16,7 +16,7 @@ from .exceptions import (
 )
 
 if TYPE_CHECKING:
-    from .ambient import using
+    from .ambient import standalone, using
     from .completion.calls import complete, complete_async
     from .connector import ExternalConnector
     from .hookspecs import Description, Diagnostic, hookimpl
@@ -45,6 +45,7 @@ __all__ = [
     "install",
     "patch",
     "register",
+    "standalone",
     "uninstall",
     "unpatch",
     "unregister",
@@ -64,6 +65,7 @@ _HOMES = {
     "install": "patching",
     "patch": "patching",
     "register": "plugins",
+    "standalone": "ambient",
     "uninstall": "patching",
     "unpatch": "patching",
     "unregister": "plugins",

@@ -23,7 +23,7 @@ from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
 from procrastinate.worker import Worker
 
-from .. import patching
+from .. import replacing
 from ..exceptions import ExternalConnectionError
 from ..sync_async import wraps
 
@@ -69,7 +69,7 @@ def expect(job: Job) -> None:
     :raises ExternalConnectionError: if this version of Procrastinate has another worker than the one known here.
     """
     for (cls, name), handle in _HANDLERS.items():
-        if not patching.wrap_method(cls, name, functools.partial(_wrap, handle=handle)):
+        if not replacing.wrap(cls, name, functools.partial(_wrap, handle=handle), __name__):
             raise ExternalConnectionError(
                 f"this version of Procrastinate has no {cls.__name__}.{name}, so its worker would not accept a job "
                 "that its task has completed: use a version that procrastinate-extconn is tested with"
