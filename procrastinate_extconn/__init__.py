@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import (
     ExternalConnectionError,
     OutsideTransaction,
+    OutsideTransactionWarning,
+    PluginWarning,
     SyncAsyncMismatch,
     UnsupportedConnection,
     UnusableConnection,
@@ -30,6 +32,8 @@ __all__ = [
     "ExternalConnectionError",
     "ExternalConnector",
     "OutsideTransaction",
+    "OutsideTransactionWarning",
+    "PluginWarning",
     "PoolConnector",
     "SyncAsyncMismatch",
     "UnsupportedConnection",

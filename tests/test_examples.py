@@ -191,3 +191,10 @@ def test_every_application_is_run() -> None:
         path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
     }
     assert folders == {"plugin", *(example.name for example in ALL)}
+
+
+def test_the_tests_of_the_django_project_pass(empty_dsn: str) -> None:
+    """The tests that the project has for itself pass with Django's runner, on a database that it makes."""
+    pytest.importorskip("procrastinate_extconn_django")
+    [django] = [example for example in ALL if example.name == "django"]
+    Shop(django, empty_dsn).run("manage.py", "test")

@@ -78,6 +78,19 @@ def expect(job: Job) -> None:
     vars(job).setdefault(_KEY, _Ending(job))
 
 
+def is_expected(job: Job) -> bool:
+    """Whether `complete` was called in this run of *job*."""
+    return _ending_of(job) is not None
+
+
+def not_completed(job: Job) -> ExternalConnectionError:
+    """The failure of a task that returned although its `complete` was undone."""
+    return ExternalConnectionError(
+        f"job {job.id} was not completed: its task returned, but the transaction of complete() was rolled "
+        "back, or never committed, and what it wrote is not there"
+    )
+
+
 class _Call:
     """A call that was meant for Procrastinate, to be passed on, maybe with other arguments."""
 
@@ -194,10 +207,7 @@ class _Ending:
             await self._persist()
 
     async def _end_uncommitted(self) -> None:
-        error = ExternalConnectionError(
-            f"job {self.job.id} was not completed: its task returned, but the transaction of complete() was rolled "
-            "back, or never committed, and what it wrote is not there"
-        )
+        error = not_completed(self.job)
         task = self._worker.app.tasks[self.job.task_name]
         job_retry: JobRetry | None = task.get_retry_exception(exception=error, job=self.job)
         self._outcome(status=Status.FAILED, job_retry=job_retry, exc_info=error)
