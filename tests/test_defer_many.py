@@ -279,6 +279,17 @@ def test_memory_does_not_grow(conn: Any, task: Any) -> None:
     assert peak(5000) < 1.2 * peak(500)
 
 
+def test_a_forgotten_connection_is_refused(app: Any, task: Any, watch: Watch) -> None:
+    """A stream without a connection is refused where a single job is."""
+    extconn.install(without_connection="error")
+    with opened(app):
+        with pytest.raises(extconn.OutsideTransaction, match=r"has no connection.* chunk 1 failed"):
+            extconn.defer_many(task, rows(2))
+        with extconn.standalone():
+            assert extconn.defer_many(task, rows(2)) == 2
+    assert len(watch.jobs()) == 2
+
+
 # -- what goes wrong ------------------------------------------------------------------------------------------------
 
 
