@@ -115,6 +115,14 @@ async def test_asynchronous_rows(dsn: str, task: Any, watch: Watch) -> None:
     assert len(watch.jobs()) == 5
 
 
+async def test_asynchronous_rows_fill_chunks(driver: FakeDriver, task: Any) -> None:
+    """A chunk of an asynchronous iterable is no larger than was asked for."""
+    driver.rows = [{"id": 1, "count": 2}]
+    deferrer = task.configure(connection=AsyncFakeConnection())
+    await extconn.defer_many_async(deferrer, _only_async(4), chunk_size=2)
+    assert len(driver.asked) == 2
+
+
 class Progress:
     """An iterable that shows how far it is, like tqdm's."""
 
