@@ -1,122 +1,204 @@
-"""A failed statement leaves the caller's transaction usable, and a taken queueing lock can be no failure at all."""
+"""A failed statement leaves the caller's transaction usable, and a taken queueing lock can be no failure at all.
+
+No savepoint is sent: rolling back to one would undo what another task or thread has sent on the connection meanwhile.
+The server undoes the statement alone, in a block of PL/pgSQL. Such a block takes no parameters and returns no rows, so
+a setting that ends with the transaction carries the call there and the answer back.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeAlias
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
-from procrastinate.exceptions import ConnectorException, UniqueViolation
+from procrastinate.exceptions import UniqueViolation
 from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
 
 from . import wire
 from .hookspecs import Rows, State
 from .options import OnConflict
+from .queries import writes
 
 Send: TypeAlias = "Callable[[str, dict[str, Any]], Awaitable[Rows]]"
 
 _ATTEMPTS = 10
 """How often to insert again where the job that held the lock has gone meanwhile."""
 
-_WAITING = (
-    "SELECT id, queueing_lock FROM procrastinate_jobs "
-    "WHERE status = 'todo' "
-    "AND queueing_lock = ANY(ARRAY(SELECT json_array_elements_text(CAST(%(locks)s::text AS json)))) FOR SHARE"
+_PUT = "SELECT set_config('{setting}', %(call)s, true) AS put"
+_GET = "SELECT current_setting('{setting}', true) AS answer"
+# The jobs that hold one of the locks are locked until the caller's transaction ends. The locks travel as one text: in
+# an array, some drivers send a lock that reads null as NULL.
+_LOOK_AND_PUT = (
+    f"{_PUT}, current_setting('transaction_isolation') AS isolation, "  # noqa: S608
+    "CAST((SELECT json_object_agg(queueing_lock, id) FROM ("
+    "SELECT queueing_lock, id FROM procrastinate_jobs WHERE status = 'todo' AND queueing_lock = "
+    "ANY(ARRAY(SELECT json_array_elements_text(CAST(CAST(%(locks)s AS text) AS json)))) FOR SHARE"
+    ") AS waiting) AS text) AS waiting"
 )
+_CALL = """DO $extconn$
+DECLARE
+    call json = CAST(NULLIF(current_setting('{setting}', true), '') AS json);
+    statement text;
+    found text[];
+    one record;
+    sqlstate_ text; message text; detail text; constraint_ text;
+BEGIN
+    IF call IS NULL THEN
+        RETURN;
+    END IF;
+    BEGIN
+        statement = format(call->>'query', VARIADIC ARRAY(SELECT json_array_elements_text(call->'values')));
+        IF CAST(call->>'has_rows' AS boolean) THEN
+            FOR one IN EXECUTE statement LOOP
+                found = array_append(found, CAST(to_json(one) AS text));
+            END LOOP;
+        ELSE
+            EXECUTE statement;
+        END IF;
+        PERFORM set_config('{setting}', '[[' || coalesce(array_to_string(found, ','), '') || ']]', true);
+    EXCEPTION WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS sqlstate_ = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
+            constraint_ = CONSTRAINT_NAME;
+        PERFORM set_config('{setting}', CAST(json_build_array(sqlstate_, message, detail, constraint_) AS text), true);
+    END;
+END
+$extconn$"""
+
+_numbers = itertools.count()
+_free: list[int] = []
+
+
+class CaughtError(Exception):
+    """The server's error, as the block caught it. Its text has no value that was sent."""
+
+    def __init__(self, sqlstate: str, message: str, detail: str, constraint_name: str) -> None:
+        super().__init__(f"SQLSTATE {sqlstate}")
+        self.sqlstate = sqlstate
+        self.message = message
+        self.detail = detail
+        self.constraint_name = constraint_name
+
+
+class Connection(NamedTuple):
+    """What is needed of the connector."""
+
+    send: Send
+    """Runs a statement on the connection."""
+    encode: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]
+    """Makes plain values of a query's arguments."""
+    translated: Callable[[Exception, dict[str, Any]], Exception]
+    """Procrastinate's error for one that was caught."""
+    state: State
+    """The state before the call. Outside a transaction nothing needs to be caught."""
 
 
 async def execute(
-    send: Send, query: str, arguments: dict[str, Any], on_conflict: OnConflict, state: State
+    conn: Connection, query: str, arguments: dict[str, Any], on_conflict: OnConflict
 ) -> Rows:
-    """Run one query inside a savepoint.
-
-    :param send: runs a statement on the connection.
-    :param state: the connection's state before it; outside a transaction there is no savepoint.
-    """
+    """Run one query so that its failure leaves the transaction usable."""
     jobs = wire.prepare(query).jobs
     if on_conflict == "existing" and jobs is not None:
-        return await _defer_or_find(send, query, arguments, jobs, state)
-    async with _savepoint(send, state):
-        return await send(query, arguments)
+        return await _defer_or_find(conn, query, arguments, jobs)
+    if conn.state == "autocommit" or not writes(query):
+        return await conn.send(query, arguments)
+    with _setting() as setting:
+        await conn.send(_PUT.format(setting=setting), {"call": _call(conn, query, arguments)})
+        answer = await _answer(conn, setting)
+    return await _rows(conn, query, arguments, answer)
 
 
-@contextlib.asynccontextmanager
-async def _savepoint(send: Send, state: State) -> AsyncGenerator[None]:
-    if state != "autocommit":
-        try:
-            await send("SAVEPOINT procrastinate_extconn", {})
-        except ConnectorException:
-            if state != "unknown":
-                raise
-            # Nobody could say, and the server has: there is no transaction, so none can be harmed.
-            state = "autocommit"
+@contextmanager
+def _setting() -> Iterator[str]:
+    """A setting of this call's own. The names are few, so that a driver prepares the statements once."""
     try:
-        yield
-    except Exception:  # json_dumps may raise anything
-        if state != "autocommit":
-            # Where the connection is lost, that is what the caller should hear of, not of the savepoint.
-            with contextlib.suppress(ConnectorException):
-                await send("ROLLBACK TO SAVEPOINT procrastinate_extconn", {})
-                await send("RELEASE SAVEPOINT procrastinate_extconn", {})
-        raise
-    if state != "autocommit":
-        await send("RELEASE SAVEPOINT procrastinate_extconn", {})
+        number = _free.pop()
+    except IndexError:
+        number = next(_numbers)
+    yield f"procrastinate_extconn.call_{number}"
+    # Not after an error or a cancellation: a statement may still be on its way.
+    _free.append(number)
+
+
+def _call(conn: Connection, query: str, arguments: dict[str, Any]) -> str:
+    query, args = conn.encode(query, arguments)
+    names = list(args)
+    query = re.sub(r"%\((\w+)\)s", lambda found: f"%{names.index(found[1]) + 1}$L", query)
+    has_rows = query.lstrip()[:6].upper() == "SELECT" or "RETURNING" in query.upper()
+    call = {"query": query, "values": list(args.values()), "has_rows": has_rows}
+    # In ASCII, so that a text which the database cannot store is no error before the block.
+    return json.dumps(call, default=str)
+
+
+async def _answer(conn: Connection, setting: str) -> list[Any] | None:
+    await conn.send(_CALL.format(setting=setting), {})
+    rows = await conn.send(_GET.format(setting=setting), {})
+    answer = rows[0]["answer"]
+    return json.loads(answer) if answer else None
+
+
+async def _rows(
+    conn: Connection, query: str, arguments: dict[str, Any], answer: list[Any] | None
+) -> Rows:
+    if answer is None:
+        # The state was unknown, and the setting is gone: each statement commits by itself.
+        return await conn.send(query, arguments)
+    if len(answer) == 1:
+        rows: Rows = answer[0]
+        return rows
+    error = conn.translated(CaughtError(*answer), arguments)
+    try:
+        raise error
+    finally:
+        del error
 
 
 async def _defer_or_find(
-    send: Send, query: str, arguments: dict[str, Any], parameter: str, state: State
+    conn: Connection, query: str, arguments: dict[str, Any], parameter: str
 ) -> Rows:
     jobs = arguments[parameter]
-    # A job without a lock is known by its place. Some pass a UUID for a lock.
+    # A job without a lock is known by its place.
     keys = [
-        index if (lock := job.queueing_lock) is None else str(lock)
+        index if (lock := job.queueing_lock) is None else wire.lock_text(lock)
         for index, job in enumerate(jobs)
     ]
     ids: dict[int | str, int] = {}
     attempts = _ATTEMPTS
-    while True:
-        new: dict[int | str, Any] = {}
-        for key, job in zip(keys, jobs, strict=True):
-            if key not in ids:
-                new.setdefault(key, job)
+    while new := _first_of_each(keys, jobs, ids):
+        sent = {**arguments, parameter: list(new.values())}
+        with _setting() as setting:
+            look = {
+                "call": _call(conn, query, sent),
+                "locks": json.dumps(
+                    [key for key in new if isinstance(key, str)], ensure_ascii=False
+                ),
+            }
+            [seen] = await conn.send(_LOOK_AND_PUT.format(setting=setting), look)
+            if seen["waiting"]:
+                ids.update(json.loads(seen["waiting"]))
+                continue
+            answer = None if conn.state == "autocommit" else await _answer(conn, setting)
         try:
-            rows = await _insert(send, query, arguments, parameter, list(new.values()), state)
+            rows = await _rows(conn, query, sent, answer)
         except UniqueViolation as exc:
             attempts -= 1
-            if exc.constraint_name != QUEUEING_LOCK_CONSTRAINT or not attempts:
+            is_lock = exc.constraint_name == QUEUEING_LOCK_CONSTRAINT
+            # Under these, no later look would find the job that is in the way.
+            is_old = seen["isolation"] in ("repeatable read", "serializable")
+            if is_old or not is_lock or not attempts:
                 raise
-            conflict = exc
         else:
             ids.update(zip(new, (row["id"] for row in rows), strict=True))
-            return [{"id": ids[key]} for key in keys]
-        found = await _lock_waiting(send, [key for key in new if isinstance(key, str)], state)
-        if not found and await _snapshot_is_old(send):
-            raise conflict
-        ids.update(found)
+    return [{"id": ids[key]} for key in keys]
 
 
-async def _insert(
-    send: Send, query: str, arguments: dict[str, Any], parameter: str, jobs: list[Any], state: State
-) -> Rows:
-    if not jobs:
-        return []
-    async with _savepoint(send, state):
-        return await send(query, {**arguments, parameter: jobs})
-
-
-async def _lock_waiting(send: Send, locks: list[str], state: State) -> dict[str, int]:
-    """The jobs that wait under *locks*, locked until the caller's transaction ends.
-
-    Outside the savepoint of the insert: rolling back to that one would give the row locks up again.
-    """
-    async with _savepoint(send, state):
-        # One text: in an array, pg8000 sends a lock that reads null as NULL.
-        rows = await send(_WAITING, {"locks": json.dumps(locks, ensure_ascii=False)})
-    return {row["queueing_lock"]: row["id"] for row in rows}
-
-
-async def _snapshot_is_old(send: Send) -> bool:
-    """Whether this transaction would never see the job that is in the way, however often it looks."""
-    rows = await send("SELECT current_setting('transaction_isolation') AS isolation", {})
-    return rows[0]["isolation"] in ("repeatable read", "serializable")
+def _first_of_each(
+    keys: list[int | str], jobs: list[Any], known: Mapping[int | str, int]
+) -> dict[int | str, Any]:
+    new: dict[int | str, Any] = {}
+    for key, job in zip(keys, jobs, strict=True):
+        if key not in known:
+            new.setdefault(key, job)
+    return new

@@ -76,29 +76,33 @@ class ExternalConnector(OneBodyConnector):
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
             return self._send(query, arguments, is_async=is_async)
-        send = functools.partial(self._send_isolated, is_async=is_async)
-        state = description.state if description else "unknown"
-        rows = conflicts.execute(send, query, arguments, options.on_conflict, state)
+        conn = conflicts.Connection(
+            send=functools.partial(self._send_done, is_async=is_async),
+            encode=functools.partial(wire.encode, dumps=self.json_dumps),
+            translated=functools.partial(self._translated, isolated=True),
+            state=description.state if description else "unknown",
+        )
+        rows = conflicts.execute(conn, query, arguments, options.on_conflict)
         return rows if is_async else finish(rows)
 
     # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
 
     def _send(
-        self, query: str, arguments: dict[str, Any], *, is_async: bool, isolated: bool = False
+        self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows | Awaitable[Rows]:
         query, args = wire.encode(query, arguments, self.json_dumps)
         try:
             result = plugins().execute(self._conn, query, args)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
-            error = self._translated(exc, arguments, isolated=isolated)
+            error = self._translated(exc, arguments)
         else:
             if isinstance(result, list):
                 if is_async:
                     self._at_once()
                 return self._decoded(result, query)
             if is_async:
-                return self._receive(result, query, arguments, isolated=isolated)
+                return self._receive(result, query, arguments)
             if inspect.isawaitable(result):
                 discard(result)
                 error = self._mismatch(is_async=is_async)
@@ -110,12 +114,12 @@ class ExternalConnector(OneBodyConnector):
             del error
 
     async def _receive(
-        self, result: Awaitable[Rows], query: str, arguments: dict[str, Any], *, isolated: bool
+        self, result: Awaitable[Rows], query: str, arguments: dict[str, Any]
     ) -> Rows:
         try:
             rows = await result
         except Exception as exc:  # noqa: BLE001
-            error = self._translated(exc, arguments, isolated=isolated)
+            error = self._translated(exc, arguments)
         else:
             return self._decoded(rows, query)
         try:
@@ -123,13 +127,11 @@ class ExternalConnector(OneBodyConnector):
         finally:
             del error
 
-    async def _send_isolated(
-        self, query: str, arguments: dict[str, Any], *, is_async: bool
-    ) -> Rows:
-        return await done(self._send(query, arguments, is_async=is_async, isolated=True))
+    async def _send_done(self, query: str, arguments: dict[str, Any], *, is_async: bool) -> Rows:
+        return await done(self._send(query, arguments, is_async=is_async))
 
     def _translated(
-        self, exc: Exception, arguments: dict[str, Any], *, isolated: bool
+        self, exc: Exception, arguments: dict[str, Any], *, isolated: bool = False
     ) -> ProcrastinateException:
         if isinstance(exc, ProcrastinateException):
             return exc

@@ -29,8 +29,9 @@ def external(
     """A connection with options, accepted wherever a connection is.
 
     :param conn: any connection that a plugin takes.
-    :param savepoint: run each statement inside a savepoint, so that a failed one, a taken queueing lock above all,
-        leaves your transaction usable. Costs two round trips more. Outside a transaction there is no savepoint.
+    :param savepoint: a call that fails leaves your transaction usable: the server undoes this one statement. No
+        ``SAVEPOINT`` is sent, so what other tasks or threads send on the connection is safe. Costs two round trips
+        more. Calls that only read run as they are.
     :param on_conflict: ``"raise"``, or ``"existing"``: where a job waits under the queueing lock already, return its
         id instead of raising `procrastinate.exceptions.AlreadyEnqueued`. That job is locked until your transaction
         ends, so that it cannot run before your rows are visible. Implies *savepoint*.

@@ -93,7 +93,7 @@ def translate(
     :param conn: what the statement ran on.
     :param driver: what was asked, for the text.
     :param state: the connection's state after the error.
-    :param isolated: whether a savepoint is about to be rolled back to.
+    :param isolated: whether the server has undone the statement alone.
     :param locks: the queueing locks that were sent.
     """
     cause, said = read(exc)

@@ -121,7 +121,7 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     for queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at in jobs:
         document = dumps(args)
         record = (
-            f'{{"queue_name":{encode_basestring(queue_name)},"task_name":{encode_basestring(task_name)},'
+            f'{{"queue_name":{_quote(queue_name)},"task_name":{encode_basestring(task_name)},'
             f'"priority":{priority:d},"args":{document if isinstance(document, str) else document.decode()}'
         )
         if lock is not None:
@@ -136,8 +136,28 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
 
 
 def _quote(value: object) -> str:
-    # Some pass a UUID for a lock, and Procrastinate's own psycopg connectors take it.
-    return encode_basestring(value if isinstance(value, str) else str(value))
+    return encode_basestring(value if type(value) is str else lock_text(value))
+
+
+def lock_text(value: object) -> str:
+    """A lock or a queue as Procrastinate's own psycopg connectors write it, so that both mean the same one.
+
+    :raises ExternalConnectionError: for what they do not write, or only as PostgreSQL's text of bytes.
+    """
+    if type(value) is str:
+        return value
+    import psycopg
+    from psycopg.adapt import PyFormat, Transformer
+
+    try:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            dumper = Transformer().get_dumper(value, PyFormat.TEXT)
+            return bytes(dumper.dump(value) or b"").decode()
+    except psycopg.Error:
+        pass
+    raise ExternalConnectionError(
+        f"a lock or a queue should be a str, got {type(value).__name__}, which cannot be written as text"
+    )
 
 
 def _make_dumps() -> Callable[[Any], str]:
@@ -169,7 +189,7 @@ def queueing_locks(arguments: Mapping[str, Any]) -> list[str]:
     """The queueing locks that *arguments* send, of one job or of a batch."""
     jobs = arguments.get("jobs", ())
     locks = [arguments.get("queueing_lock"), *(job.queueing_lock for job in jobs)]
-    return [str(lock) for lock in locks if lock is not None]
+    return [lock_text(lock) for lock in locks if lock is not None]
 
 
 def decode(rows: Rows, loads: Loads | None = None) -> Rows:
