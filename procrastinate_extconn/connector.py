@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable
 from typing import Any
@@ -13,7 +14,7 @@ from .base import OneBodyConnector
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .guard import READY, guard, require_postgresql, warn
-from .hookspecs import Rows, State
+from .hookspecs import Rows
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
@@ -73,36 +74,16 @@ class ExternalConnector(OneBodyConnector):
             if description.state not in READY:
                 guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
-        if (
-            options is None
-            or not (options.savepoint or options.on_conflict == "existing")
-            or wire.prepare(query).jobs is None
-        ):
+        if options is None or not (options.savepoint or options.on_conflict == "existing"):
             return self._send(query, arguments, is_async=is_async)
-        state = description.state if description else "unknown"
-        rows = self._defer(query, arguments, options, state, is_async=is_async)
+        conn = conflicts.Connection(
+            send=functools.partial(self._send_done, is_async=is_async),
+            encode=functools.partial(wire.encode, dumps=self.json_dumps),
+            translated=functools.partial(self._translated, kept=True),
+            state=description.state if description else "unknown",
+        )
+        rows = conflicts.execute(conn, query, arguments, options.on_conflict)
         return rows if is_async else finish(rows)
-
-    async def _defer(
-        self,
-        query: str,
-        arguments: dict[str, Any],
-        options: External,
-        state: State,
-        *,
-        is_async: bool,
-    ) -> Rows:
-        async def send(query: str, arguments: dict[str, Any]) -> Rows:
-            return await done(self._send(query, arguments, is_async=is_async))
-
-        try:
-            return await conflicts.execute(send, query, arguments, options, state, self.json_dumps)
-        except conflicts.ServerRefusal as exc:
-            error = self._translated(exc, arguments, kept=True)
-        try:
-            raise error
-        finally:
-            del error
 
     # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
@@ -145,6 +126,9 @@ class ExternalConnector(OneBodyConnector):
             raise error
         finally:
             del error
+
+    async def _send_done(self, query: str, arguments: dict[str, Any], *, is_async: bool) -> Rows:
+        return await done(self._send(query, arguments, is_async=is_async))
 
     def _translated(
         self, exc: Exception, arguments: dict[str, Any], *, kept: bool = False

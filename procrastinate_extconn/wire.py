@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .exceptions import ExternalConnectionError
 from .hookspecs import Rows, Value
-from .queries import JOBS, JOBS_AS_TEXT, RECORDS
+from .queries import JOBS, JOBS_AS_TEXT
 
 Dumps: TypeAlias = "Callable[[Any], str | bytes]"
 Loads: TypeAlias = "Callable[[str], Any]"
@@ -63,14 +63,6 @@ def prepare(query: str) -> Statement:
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
     query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
     return Statement(query, jobs[1] if jobs else None, numbers, arrays)
-
-
-@functools.lru_cache(maxsize=16)
-def records(query: str) -> tuple[str, str]:
-    """The job records that *query* defers: as a set, and as the array that stands in the prepared query."""
-    found = JOBS.search(query)
-    assert found is not None
-    return found.expand(RECORDS), found.expand(JOBS_AS_TEXT)
 
 
 def encode(
@@ -222,29 +214,24 @@ def _quote(value: object) -> str:
 
 
 def lock_text(value: object) -> str:
-    """A lock as Procrastinate's own psycopg connectors store it: a UUID without hyphens, for instance.
+    """A lock or a queue as Procrastinate's own psycopg connectors write it, so that both mean the same one.
 
-    :raises ExternalConnectionError: for a value that they do not store as text either.
+    :raises ExternalConnectionError: for what they do not write, or only as PostgreSQL's text of bytes.
     """
     if type(value) is str:
         return value
-    text = _dumped(value)
-    if text is None:
-        raise ExternalConnectionError(
-            f"a {type(value).__qualname__} is no lock or queue: pass a str, as two processes have to agree on it"
-        )
-    return text
-
-
-def _dumped(value: object) -> str | None:
-    from psycopg import ProgrammingError
+    import psycopg
     from psycopg.adapt import PyFormat, Transformer
 
     try:
-        dumped = Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
-    except ProgrammingError:
-        return None
-    return None if dumped is None else bytes(dumped).decode()
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            dumper = Transformer().get_dumper(value, PyFormat.TEXT)
+            return bytes(dumper.dump(value) or b"").decode()
+    except psycopg.Error:
+        pass
+    raise ExternalConnectionError(
+        f"a lock or a queue should be a str, got {type(value).__name__}, which cannot be written as text"
+    )
 
 
 def _text(document: str | bytes) -> str:

@@ -255,12 +255,6 @@ def not_encodable(dsn: str, task: Task) -> None:
         task.configure(connection=conn, lock="\ud800").defer()
 
 
-def in_a_pipeline(dsn: str, task: Task) -> None:
-    """Ask for a savepoint in a pipeline."""
-    with psycopg.connect(dsn) as conn, conn.pipeline():
-        task.configure(connection=extconn.external(conn, savepoint=True)).defer()
-
-
 def using_without_install(dsn: str, task: Task) -> None:
     """Enter a block that nobody would look at."""
     extconn.uninstall()
@@ -359,7 +353,6 @@ CASES: list[Callable[[str, Task], None]] = [
     nested_too_deeply,
     not_encodable,
     not_storable,
-    in_a_pipeline,
     using_without_install,
     using_in_another_thread,
     not_patched,

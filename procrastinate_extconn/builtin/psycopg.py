@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..drivers import Classes, Refusal, libpq_state, numeric
-from ..exceptions import UnusableConnection
 from ..hookspecs import Description, Kind, Rows, Value, hookimpl
 
 if TYPE_CHECKING:
@@ -58,11 +57,6 @@ def execute_on_external(
     is_async = _IS_ASYNC.find(conn)
     if is_async is None:
         return None
-    if conn.pgconn.pipeline_status and query.startswith("SAVEPOINT"):
-        raise UnusableConnection(
-            "this psycopg connection is in pipeline mode, where PostgreSQL skips a ROLLBACK TO SAVEPOINT after an "
-            "error: leave the pipeline first, or do without savepoint and on_conflict"
-        )
     return _execute_async(conn, query, args) if is_async else _execute(conn, query, args)
 
 
