@@ -25,18 +25,10 @@ from procrastinate.worker import Worker
 
 from .. import patching
 from ..exceptions import ExternalConnectionError
+from ..queries import DELETE_COMPLETED_JOB, JOB_ROW, UNLOCKED_JOB_ROW
 from ..sync_async import wraps
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-ROW = """\
-SELECT CAST(status AS text) AS status, attempts, worker_id
-FROM procrastinate_jobs WHERE id = %(job_id)s"""
-
-# The weakest lock that the task's transaction keeps others from; a person's foreign key to the job is not in its way.
-_UNLOCKED_ROW = f"{ROW} FOR SHARE SKIP LOCKED"
-
-_DELETE = "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
 
 _PATIENCE = (0, 0.01, 0.03, 0.1)
 """Seconds before each look at a locked row: a server needs a moment to roll back for a connection that was closed."""
@@ -159,10 +151,10 @@ class _Ending:
 
     async def _look(self) -> Fate:
         connector = self._worker.app.job_manager.connector
-        rows = await connector.execute_query_all_async(_UNLOCKED_ROW, job_id=self.job.id)
+        rows = await connector.execute_query_all_async(UNLOCKED_JOB_ROW, job_id=self.job.id)
         if rows:
             return Fate.of(rows[0], self.job)
-        locked = await connector.execute_query_all_async(ROW, job_id=self.job.id)
+        locked = await connector.execute_query_all_async(JOB_ROW, job_id=self.job.id)
         return Fate.OPEN if locked else Fate.TAKEN
 
     async def _end(self) -> None:
@@ -264,7 +256,7 @@ async def _finish_job(call: _Call) -> None:
         await call()
     elif ending.fate is Fate.COMPLETED and call.arguments["delete_job"]:
         manager: JobManager = call.arguments["self"]
-        await manager.connector.execute_query_async(_DELETE, job_id=ending.job.id)
+        await manager.connector.execute_query_async(DELETE_COMPLETED_JOB, job_id=ending.job.id)
 
 
 async def _unregister_worker(call: _Call) -> None:
