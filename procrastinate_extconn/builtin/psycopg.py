@@ -117,24 +117,26 @@ def connect_external(
     is_async = _IS_ASYNC_POOL.find(pool)
     if is_async is None:
         return None
-    _require_open(pool, is_async)
     return _lend_async(pool) if is_async else _lend(pool)
 
 
-def _require_open(pool: Any, is_async: bool) -> None:
+def _require_open(pool: Any, line: str) -> None:
     if pool.closed:
-        line = "async with pool: ..." if is_async else "with pool: ..."
-        raise ExternalConnectionError(f"this psycopg_pool is not open: open it with `{line}`")
+        raise ExternalConnectionError(
+            f"this {type(pool).__name__} is not open, or closed again: open it with `{line}`"
+        )
 
 
 @contextmanager
 def _lend(pool: ConnectionPool) -> Generator[object]:
+    _require_open(pool, "with pool: ...")
     with pool.connection() as conn, conn.transaction():
         yield conn
 
 
 @asynccontextmanager
 async def _lend_async(pool: AsyncConnectionPool) -> AsyncGenerator[object]:
+    _require_open(pool, "async with pool: ...")
     async with pool.connection() as conn, conn.transaction():
         yield conn
 
@@ -150,7 +152,7 @@ def listen_external(
 async def _listen(
     pool: AsyncConnectionPool, channels: Sequence[str]
 ) -> AsyncGenerator[Listener, None]:
-    _require_open(pool, True)
+    _require_open(pool, "async with pool: ...")
     async with pool.connection() as conn:
         autocommit = conn.autocommit
         await conn.set_autocommit(True)

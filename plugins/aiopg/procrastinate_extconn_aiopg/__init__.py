@@ -56,10 +56,7 @@ async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
 
 @hookimpl
 def connect_external(pool: Any) -> AbstractAsyncContextManager[object] | None:
-    if not _POOL.find(pool):
-        return None
-    _require_open(pool)
-    return _lend(pool)
+    return _lend(pool) if _POOL.find(pool) else None
 
 
 def _require_open(pool: Any) -> None:
@@ -71,6 +68,7 @@ def _require_open(pool: Any) -> None:
 
 @asynccontextmanager
 async def _lend(pool: Any) -> AsyncGenerator[object]:
+    _require_open(pool)
     async with pool.acquire() as conn, conn.cursor() as cursor, cursor.begin():
         yield conn
 

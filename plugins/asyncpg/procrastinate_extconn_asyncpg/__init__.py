@@ -69,21 +69,20 @@ async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
 
 @hookimpl
 def connect_external(pool: Any) -> AbstractAsyncContextManager[Any] | None:
-    if not _POOL.find(pool):
-        return None
-    _require_open(pool)
-    return _connect(pool)
+    return _connect(pool) if _POOL.find(pool) else None
 
 
 def _require_open(pool: Any) -> None:
     if pool.is_closing() or not getattr(pool, "_initialized", True):
         raise ExternalConnectionError(
-            "this asyncpg.Pool is not open: make it with `async with asyncpg.create_pool(...) as pool: ...`"
+            "this asyncpg.Pool is not open, or closed again: open it with `await pool`, or make it with "
+            "`async with asyncpg.create_pool(...) as pool: ...`"
         )
 
 
 @contextlib.asynccontextmanager
 async def _connect(pool: Any) -> AsyncGenerator[Any, None]:
+    _require_open(pool)
     async with pool.acquire() as conn, conn.transaction():
         yield conn
 
