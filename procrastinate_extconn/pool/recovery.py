@@ -95,11 +95,11 @@ def is_blocked(error: ConnectorException) -> bool:
 
 def is_transient(error: ConnectorException) -> bool:
     """Whether the same statement may succeed later, maybe on another connection."""
-    cause, said = read(error)
     if isinstance(error, UnusableConnection):
         return True
-    if cause is error or said.sqlstate is not None:
-        return _TRANSIENT.match(said.sqlstate or "") is not None
+    cause, sqlstate = error.__cause__, read(error)[1].sqlstate
+    if cause is None or sqlstate is not None:
+        return _TRANSIENT.match(sqlstate or "") is not None
     return not isinstance(cause, (TypeError, ValueError, LookupError, AttributeError))
 
 
