@@ -17,6 +17,7 @@ from ..hookspecs import Rows
 from ..layer import layer
 from ..queries import JOB_ROW
 from . import settlement
+from .decision import Fate
 
 # As Procrastinate's finish_job, but for this run of the job alone. A worker that was taken for dead is cut from its
 # jobs; until somebody retries such a job, which raises its attempts, it is still this run's.
@@ -84,7 +85,7 @@ def _this_run(job: Job) -> dict[str, Any]:
 def _not_ours(job: Job, rows: Rows) -> ExternalConnectionError:
     if not rows:
         found = "it has been deleted"
-    elif settlement.Fate.of(rows[0], job) is settlement.Fate.COMPLETED:
+    elif Fate.of(rows[0], job) is Fate.COMPLETED:
         found = "it is completed already"
     else:
         found = (

@@ -135,19 +135,9 @@ async def test_a_fetch_arrives_late(jobs: Jobs, ran: list[int], faults: Faults) 
     faults.meanwhile = fetch_later
     async with jobs.working(fetch_job_polling_interval=0.1):
         await eventually(lambda: faults.came)
-        job_id = (
-            await jobs.app.configure_task("work")
-            .configure(schedule_in={"seconds": 0.2})
-            .defer_async()
-            if False
-            else await _defer_for_nobody(jobs)
-        )
+        job_id = await jobs.app.configure_task("work").defer_async()
         await eventually(lambda: ran == [job_id])
         await eventually(lambda: jobs.statuses() == ["succeeded"])
-
-
-async def _defer_for_nobody(jobs: Jobs) -> int:
-    return await jobs.app.configure_task("work").defer_async()
 
 
 async def test_a_job_that_others_took_is_left_alone(
