@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 from procrastinate.connector import Notify
-from procrastinate.exceptions import ProcrastinateException
 
-from .. import ambient, server_errors, wire
+from .. import ambient, wire
 from ..base import OneBodyConnector
 from ..connector import ExternalConnector
 from ..exceptions import ExternalConnectionError, SyncAsyncMismatch, UnsupportedConnection
@@ -22,6 +21,7 @@ from ..plugins import plugins
 from ..queries import WORKER_QUERIES
 from ..sync_async import done, finish
 from . import worker
+from .listening import of_pool
 
 
 class _Connection(ExternalConnector):
@@ -95,26 +95,15 @@ class PoolConnector(OneBodyConnector):
         enter, leave = (
             (lent.__aenter__, lent.__aexit__) if is_async else (lent.__enter__, lent.__exit__)
         )
-        conn = await self._of_the_pool(enter)
+        conn = await of_pool(self.pool, enter)
         try:
             rows = await self.run_on(conn, query, arguments, is_async=is_async)
         except BaseException as exc:
             with contextlib.suppress(Exception):
                 await done(leave(type(exc), exc, exc.__traceback__))
             raise
-        await self._of_the_pool(leave, None, None, None)
+        await of_pool(self.pool, leave, None, None, None)
         return rows
-
-    async def _of_the_pool(self, call: Callable[..., Any], *arguments: object) -> Any:
-        """Call what is around a query: no connection may be had, or a commit fail."""
-        try:
-            return await done(call(*arguments))
-        except ProcrastinateException:
-            raise
-        except Exception as exc:  # noqa: BLE001 - a driver may raise anything
-            name = type_name(type(self.pool))
-            error = server_errors.translate(exc, self.pool, driver=name, state="idle")
-        raise error
 
     async def run_on(
         self, conn: object, query: str, arguments: dict[str, Any], *, is_async: bool = True

@@ -1,4 +1,4 @@
-"""A connection of the pool that a worker holds, and the notifications that it gets there."""
+"""A connection of a pool that a worker holds, and the notifications that it gets there."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .. import server_errors
 from ..fallback import type_name
 from ..hookspecs import Listener, Rows
 from ..plugins import plugins
+from ..sync_async import done
 from .recovery import Send, is_transient
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -25,8 +26,20 @@ RunOn: TypeAlias = "Callable[[object, str, dict[str, Any]], Awaitable[Rows]]"
 Repeat: TypeAlias = "Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]"
 
 _WAKE_UP = '{"type": "job_inserted", "job_id": 0}'
+_NOTIFY = "SELECT CAST(pg_notify(CAST(%(channel)s AS text), '') AS text) AS notified"
 _HEARD_WITHIN = 5.0
 _CHECK_INTERVAL = 30.0
+
+
+async def of_pool(pool: object, call: Callable[..., Any], *arguments: object) -> Any:
+    """Call what is around a query: no connection may be had, or a commit fail."""
+    try:
+        return await done(call(*arguments))
+    except ProcrastinateException:
+        raise
+    except Exception as exc:  # noqa: BLE001 - a driver may raise anything
+        error = server_errors.translate(exc, pool, driver=type_name(type(pool)), state="idle")
+    raise error
 
 
 class HeldConnection:
@@ -37,27 +50,21 @@ class HeldConnection:
 
     def __init__(self, pool: object, run_on: RunOn) -> None:
         self.pool = pool
+        self.channels: Sequence[str] = ()
         self.listens = False
         """Whether the present connection listens on the channels."""
         self._run_on = run_on
-        self._channels: Sequence[str] = ()
         self._lock = asyncio.Lock()
         self._listener: Listener | None = None
         self._context: AbstractAsyncContextManager[Listener] | None = None
 
     async def take(self) -> Listener | None:
-        """Take a connection, unless one is held.
-
-        :returns: None if no plugin can hold a connection of this pool.
-        """
+        """Take a connection, unless one is held; None if no plugin can hold one of this pool."""
         async with self._lock:
             return await self._take()
 
     async def send(self, query: str, arguments: dict[str, Any]) -> Rows | None:
-        """Run *query* when its turn comes. An error that may be the connection's has it replaced.
-
-        :returns: None if no plugin can hold a connection of this pool.
-        """
+        """Run *query* when its turn comes; None if no plugin can hold a connection of this pool."""
         async with self._lock:
             listener = await self._take()
             if listener is None:
@@ -69,43 +76,27 @@ class HeldConnection:
                     await self._give_back(exc)
                 raise
 
-    async def listen(self, channels: Sequence[str]) -> None:
-        """Listen on *channels* from the next `take` on."""
-        await self.give_back()
-        self._channels = channels
-
     async def give_back(
         self, error: BaseException | None = None, listener: Listener | None = None
     ) -> None:
-        """Give the connection back; with an *error*, as lost.
-
-        :param listener: if given, give back this one alone.
-        """
+        """Give the connection back; with an *error*, as lost. With a *listener*, give back that one alone."""
         async with self._lock:
             if listener is None or listener is self._listener:
                 await self._give_back(error)
 
     async def _take(self) -> Listener | None:
-        if self._listener is not None:
-            return self._listener
-        try:
-            context = plugins().listen(self.pool, self._channels)
-            self.listens = context is not None and bool(self._channels)
-            self._context = context or plugins().listen(self.pool, ())
-            if self._context is not None:
-                self._listener = await self._context.__aenter__()
-            return self._listener
-        except ProcrastinateException:
-            raise
-        except Exception as exc:  # noqa: BLE001 - a driver may raise anything
-            name = type_name(type(self.pool))
-            error = server_errors.translate(exc, self.pool, driver=name, state="idle")
-        raise error
+        if self._listener is None:
+            context = plugins().listen(self.pool, self.channels)
+            self.listens = context is not None and bool(self.channels)
+            context = context or plugins().listen(self.pool, ())
+            if context is not None:
+                self._listener = await of_pool(self.pool, context.__aenter__)
+                self._context = context
+        return self._listener
 
     async def _give_back(self, error: BaseException | None) -> None:
-        context, listener = self._context, self._listener
-        self._context = self._listener = None
-        if context is not None and listener is not None:
+        context, self._context, self._listener = self._context, None, None
+        if context is not None:
             # A connection that is lost may not even be given back without an error.
             with contextlib.suppress(Exception):
                 await context.__aexit__(type(error) if error else None, error, None)
@@ -127,7 +118,8 @@ class Listening:
 
     async def run(self, on_notification: Notify, channels: Sequence[str]) -> None:
         """Call *on_notification* for each notification on *channels*, until cancelled."""
-        await self._held.listen((*channels, self._probe))
+        await self._held.give_back()
+        self._held.channels = (*channels, self._probe)
         listener = await self._repeat(self._held.take)
         if not self._held.listens:
             self._say_that_it_polls("cannot listen")
@@ -154,8 +146,7 @@ class Listening:
 
     async def _check(self) -> None:
         """See whether a notification arrives, and then that the connection lives: maybe nothing else is sent on it."""
-        notify = "SELECT CAST(pg_notify(CAST(%(channel)s AS text), '') AS text) AS notified"
-        await self._repeat(lambda: self._send(notify, {"channel": self._probe}))
+        await self._repeat(lambda: self._send(_NOTIFY, {"channel": self._probe}))
         try:
             await asyncio.wait_for(self._heard.wait(), _HEARD_WITHIN)
         except (TimeoutError, asyncio.TimeoutError):

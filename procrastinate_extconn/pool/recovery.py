@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 from procrastinate import sql
@@ -101,12 +101,3 @@ def is_transient(error: ConnectorException) -> bool:
     if cause is None or sqlstate is not None:
         return _TRANSIENT.match(sqlstate or "") is not None
     return not isinstance(cause, (TypeError, ValueError, LookupError, AttributeError))
-
-
-def pauses() -> Iterator[float]:
-    """Seconds before each repetition."""
-    yield 0
-    pause = 0.05
-    while True:
-        yield pause
-        pause = min(2 * pause, 2)

@@ -105,9 +105,11 @@ def _in_a_process(kind: str, dsn: str, concurrency: int, jobs: int) -> dict[str,
     return result
 
 
-def _compare(dsn: str, jobs: int, rounds: int, kinds: list[str]) -> None:
+def _compare(
+    dsn: str, jobs: int, rounds: int, kinds: list[str], concurrencies: tuple[int, ...]
+) -> None:
     print(f"{jobs} jobs, median of {rounds} rounds; in parentheses: PsycopgConnector is 1")  # noqa: T201
-    for concurrency in CONCURRENCIES:
+    for concurrency in concurrencies:
         results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
         for _ in range(rounds):
             for kind in kinds:
@@ -132,7 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", default="psycopg,asyncpg,sqlalchemy-asyncpg,sqlalchemy-psycopg")
     parser.add_argument("--one")
-    parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--concurrency", type=int, help="one of those alone")
     options = parser.parse_args()
     if options.one:
         found = _measure(options.one, options.dsn, options.concurrency, options.jobs)
@@ -140,7 +142,9 @@ def main() -> None:
         return
     with contextlib.ExitStack() as stack:
         dsn = options.dsn or stack.enter_context(TemporaryServer()).dsn()
-        _compare(dsn, options.jobs, options.rounds, [NATIVE, *options.kinds.split(",")])
+        concurrencies = (options.concurrency,) if options.concurrency else CONCURRENCIES
+        kinds = [NATIVE, *options.kinds.split(",")]
+        _compare(dsn, options.jobs, options.rounds, kinds, concurrencies)
 
 
 if __name__ == "__main__":

@@ -94,13 +94,17 @@ async def test_behind_pgbouncer(
     assert actions().count("worker_polls") == (not direct)
 
 
-async def test_what_cannot_listen_is_refused(dsn: str) -> None:
-    """`listen=` is refused at the start for what is no asynchronous pool."""
+@pytest.mark.parametrize("listen", [ConnectionPool("", open=False), "a DSN"])
+async def test_what_cannot_listen_is_named(
+    dsn: str, actions: Callable[[], list[str]], caplog: pytest.LogCaptureFixture, listen: object
+) -> None:
+    """With `listen=` for what is no asynchronous pool, the worker polls, and says what it got."""
     async with AsyncConnectionPool(dsn, min_size=1, max_size=4, open=False) as pool:
-        for listen in ConnectionPool(dsn, open=False), dsn:
-            app, _ = _app(pool, listen)
-            with pytest.raises(extconn.UnsupportedConnection, match="asynchronous pool"):
-                await app.run_worker_async(wait=False, install_signal_handlers=False)
+        jobs = Jobs(BY_ID["psycopg"], pool, dsn)
+        jobs.app, _ = _app(pool, listen)
+        async with jobs.working():
+            await eventually(lambda: "worker_polls" in actions())
+    assert type(listen).__name__ in caplog.text
 
 
 def _unopened(kind: str, dsn: str) -> Any:

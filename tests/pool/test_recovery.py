@@ -12,8 +12,10 @@ import pytest
 from pool.working import CONNECTIONS, Jobs, eventually
 from pools import POOLS, Pool
 from procrastinate import sql
+from procrastinate.exceptions import ConnectorException
 
 import procrastinate_extconn as extconn
+from procrastinate_extconn.pool import worker
 from procrastinate_extconn.sync_async import discard
 
 LISTENING = [kind for kind in POOLS if kind.listens]
@@ -185,14 +187,32 @@ _LISTENING = (
 )
 
 
-async def test_a_worker_without_a_server_stops(jobs: Jobs, ran: list[int], faults: Faults) -> None:
-    """A worker that cannot reach its server stops all the same, and says nothing worse than that."""
+async def test_a_worker_without_a_server_stops(
+    jobs: Jobs, ran: list[int], faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that cannot reach its server stops all the same, with the error as the reason."""
+    monkeypatch.setattr(worker, "_FAREWELL", 0.1)
     faults.plan(*["fetch_job"] * 10_000, *["unregister_worker"] * 10_000, arrives=False)
-    async with jobs.working() as worker:
-        await eventually(lambda: len(faults.came) > 3)
-        worker.cancel()
-        await asyncio.wait([worker], timeout=30)
-        assert worker.cancelled()
+    task = asyncio.create_task(jobs.app.run_worker_async(install_signal_handlers=False))
+    await eventually(lambda: len(faults.came) > 3)
+    task.cancel()
+    with pytest.raises(ConnectorException, match="ConnectionResetError"):
+        await asyncio.wait_for(task, 30)
+
+
+async def test_the_end_of_a_job_is_tried_until_the_grace_ends(
+    jobs: Jobs, ran: list[int], faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that stops goes on trying to end its job for as long as it would wait for the job itself."""
+    monkeypatch.setattr(worker, "_FAREWELL", 0.0)
+    await jobs.app.configure_task("work").defer_async()
+    faults.plan(*["finish_job"] * 4, arrives=False)
+    async with jobs.working(shutdown_graceful_timeout=30) as task:
+        await eventually(lambda: len(faults.came) > 1)
+        task.cancel()
+        await asyncio.wait([task], timeout=30)
+    assert jobs.statuses() == ["succeeded"]
+    assert ran == [1]
 
 
 async def test_the_pools_timeout_is_waited_out(dsn: str) -> None:

@@ -203,5 +203,5 @@ async def test_it_gives_its_connection_back_as_it_was(
     [row] = await connector.execute_query_all_async(query)
     assert row["count"] == 0
     assert len(jobs.fetch(CONNECTIONS)) <= size
-    assert "worker_statement_repeated" not in actions()
+    assert "worker_repeats" not in actions()
     assert ("worker_polls" in actions()) is not jobs.kind.listens
