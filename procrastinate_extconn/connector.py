@@ -13,7 +13,7 @@ from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
-from .guard import POSTGRESQL, READY, guard, warn
+from .guard import READY, guard, require_postgresql, warn
 from .hookspecs import Rows
 from .layer import layer
 from .options import External, OutsideMode
@@ -70,9 +70,10 @@ class ExternalConnector(OneBodyConnector):
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
+            require_postgresql(self._conn, description)
             if description.is_async is not is_async:
                 raise self._mismatch(is_async=is_async)
-            if description.state not in READY or description.dialect != POSTGRESQL:
+            if description.state not in READY:
                 guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):

@@ -17,8 +17,6 @@ from .options import OutsideMode
 from .plugins import plugins
 from .queries import writes
 
-POSTGRESQL = "postgresql"
-
 READY: tuple[State, ...] = ("in_transaction", "idle")
 """The states in which the next statement belongs to a transaction."""
 
@@ -37,7 +35,7 @@ def require_postgresql(conn: object, description: Description) -> None:
 
     :raises UnsupportedConnection: naming the database.
     """
-    if description.dialect != POSTGRESQL:
+    if description.dialect != "postgresql":
         raise UnsupportedConnection(
             f"procrastinate-extconn does not support external connections to {description.dialect}: this "
             f"{type_name(type(conn))} is not bound to PostgreSQL. Use one that is bound to the database with "
@@ -48,12 +46,10 @@ def require_postgresql(conn: object, description: Description) -> None:
 def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:
     """Refuse a connection that cannot run the query, and a write that would commit by itself.
 
-    :param description: of a connection that is not `READY`, or not to PostgreSQL.
-    :raises UnsupportedConnection: for another database than PostgreSQL.
+    :param description: of a connection that is not `READY`.
     :raises UnusableConnection: for a closed connection or a failed transaction.
     :raises OutsideTransaction: in mode ``"error"``, outside a transaction or where that cannot be known.
     """
-    require_postgresql(conn, description)
     state = description.state
     if state == "closed":
         raise UnusableConnection(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from typing_extensions import assert_type
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn import hookimpl
+from procrastinate_extconn import Diagnostic, hookimpl
 from procrastinate_extconn.hookspecs import Description, Rows, Value
 from procrastinate_extconn.testing import (
     Held,
@@ -118,6 +118,14 @@ class MyPlugin:
         if not isinstance(conn, MyConnection):
             return None
         return [{"id": row[0]} for row in conn.run(query, args)]
+
+    @hookimpl
+    def read_external_error(self, error: BaseException) -> Diagnostic | None:
+        return Diagnostic("23505", constraint="orders_pkey")
+
+    @hookimpl
+    def external_kinds(self) -> Sequence[Kind]:
+        return ()
 
     @hookimpl(trylast=True)
     def connect_external(self, pool: object) -> AbstractContextManager[object] | None:

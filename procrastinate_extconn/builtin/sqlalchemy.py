@@ -40,7 +40,8 @@ _IS_ASYNC = Classes[bool](
         "sqlalchemy.engine.Engine": Refusal("with engine.begin() as conn: ..."),
         "sqlalchemy.engine.URL": Refusal("with create_engine(url).begin() as conn: ..."),
         "sqlalchemy.pool.Pool": Refusal("with engine.begin() as conn: ..."),
-        "sqlalchemy.pool.PoolProxiedConnection": Refusal("with engine.begin() as conn: ..."),
+        "sqlalchemy.pool.PoolProxiedConnection": Refusal("raw.driver_connection"),
+        "sqlalchemy.engine.AdaptedConnection": Refusal("raw.driver_connection"),
         "sqlalchemy.orm.sessionmaker": Refusal("with sessionmaker.begin() as session: ..."),
         "sqlalchemy.ext.asyncio.AsyncEngine": Refusal("async with engine.begin() as conn: ..."),
         "sqlalchemy.ext.asyncio.async_sessionmaker": Refusal(
@@ -53,13 +54,18 @@ _IS_ASYNC = Classes[bool](
         "sqlalchemy.ext.asyncio.AsyncSessionTransaction": Refusal("transaction.session"),
     }
 )
-_BEGIN = (
-    'conn = conn.execution_options(isolation_level="READ COMMITTED")',
-    'session.connection(execution_options={"isolation_level": "READ COMMITTED"})',
-)
 _IS_ASYNC_POOL = Classes[bool](
     {"sqlalchemy.engine.Engine": False, "sqlalchemy.ext.asyncio.AsyncEngine": True}
 )
+_LEVEL = 'engine.execution_options(isolation_level="READ COMMITTED")'
+_BEGIN = {
+    (True, False): f"with {_LEVEL}.begin() as conn: ...",
+    (False, False): f"with Session({_LEVEL}) as session: ...",
+    (True, True): f"async with {_LEVEL}.begin() as conn: ...",
+    (False, True): f"async with AsyncSession({_LEVEL}) as session: ...",
+}
+"""The line that opens a transaction, by whether it is a connection, and async."""
+
 _CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
 _SCOPED = Classes[bool](
     {"sqlalchemy.orm.scoped_session": True, "sqlalchemy.ext.asyncio.async_scoped_session": True}
@@ -189,7 +195,7 @@ def describe_external(conn: Any) -> Description | None:
     bind = target if is_connection else _bind(target)
     dialect = bind.dialect
     state = _state(target) if is_connection else _session_state(target, bind)
-    begin = _BEGIN[0 if is_connection else 1]
+    begin = _BEGIN[bool(is_connection), is_async]
     return Description(dialect.driver, "sqlalchemy", is_async, state, begin, dialect.name)
 
 
