@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -85,9 +86,17 @@ def ran(jobs: Jobs) -> list[int]:
 @pytest.mark.parametrize("arrives", [True, False], ids=["reply lost", "never sent"])
 @pytest.mark.parametrize("statement", ["fetch_job", "finish_job", "retry_job"])
 async def test_a_statement_fails(
-    jobs: Jobs, ran: list[int], faults: Faults, statement: str, *, arrives: bool
+    jobs: Jobs,
+    ran: list[int],
+    faults: Faults,
+    caplog: pytest.LogCaptureFixture,
+    actions: Callable[[], list[str]],
+    statement: str,
+    *,
+    arrives: bool,
 ) -> None:
     """Each job has run once, or twice if it was to be retried, whether or not the server had run the statement."""
+    caplog.set_level(logging.DEBUG)
     faults.plan(statement, statement, arrives=arrives)
     for _ in range(3):
         await jobs.app.configure_task("work").defer_async(fails=statement == "retry_job")
@@ -97,6 +106,7 @@ async def test_a_statement_fails(
     runs = 2 if statement == "retry_job" else 1
     assert sorted(ran) == sorted([1, 2, 3] * runs)
     assert jobs.fetch(_RUNS) == [("succeeded", runs)] * 3
+    assert actions().count("finish_task") == 3 * runs
 
 
 @pytest.mark.parametrize("statement", ["update_heartbeat", "list_jobs_to_abort"])
@@ -130,15 +140,16 @@ async def test_a_fetch_arrives_late(jobs: Jobs, ran: list[int], faults: Faults) 
     def fetch(worker_id: int) -> None:
         with psycopg.connect(jobs.dsn) as conn:
             conn.execute(
+                "INSERT INTO procrastinate_jobs (task_name, queue_name) VALUES ('work', 'q')"
+            )
+            conn.execute(
                 sql.queries["fetch_job"].encode(), {"queues": None, "worker_id": worker_id}
             )
 
     faults.plan("fetch_job", arrives=False)
     faults.meanwhile = fetch_later
     async with jobs.working(fetch_job_polling_interval=0.1):
-        await eventually(lambda: faults.came)
-        job_id = await jobs.app.configure_task("work").defer_async()
-        await eventually(lambda: ran == [job_id])
+        await eventually(lambda: ran == [1])
         await eventually(lambda: jobs.statuses() == ["succeeded"])
 
 
