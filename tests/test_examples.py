@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psycopg
 import pytest
 from example_shop import EXAMPLES, Example, Shop
@@ -38,28 +36,34 @@ ALL = [
         ("manage.py", "migrate"),
         ("manage.py", "runserver", "--noreload"),
         ("manage.py", "procrastinate", "worker", "--one-shot"),
+        (
+            "manage.py",
+            "shell",
+            "-c",
+            "from shop.tasks import confirm_order; confirm_order.defer(order_id=1)",
+        ),
     ),
 ]
 
 
 @pytest.fixture(params=ALL, ids=lambda example: example.name)
-def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Iterator[Shop]:
-    """Every example application, on a database where it has made its tables, being served."""
+def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Shop:
+    """Every example application, on a database where it has made its tables."""
     example: Example = request.param
     for module in example.requires:
         pytest.importorskip(module)
     shop = Shop(example, empty_dsn)
     shop.run(*example.prepare)
-    with shop.serve():
-        yield shop
+    return shop
 
 
 @pytest.mark.timeout(600)  # half a dozen programs, one after the other
 def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) -> None:
     """A request that succeeds leaves an order whose job runs once; one that fails after deferring leaves neither."""
-    assert shop.order(1, paid=True) == 201
-    assert shop.order(2, paid=False) == 402
-    assert shop.order(1, paid=True) >= 500  # a key that is taken: an error of the database's
+    with shop.serve():
+        assert shop.order(1, paid=True) == 201
+        assert shop.order(2, paid=False) == 402
+        assert shop.order(1, paid=True) >= 500  # a key that is taken: an error of the database's
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
         assert conn.execute("SELECT id FROM shop_order").fetchall() == [(1,)]
         query = "SELECT args, status::text FROM procrastinate_jobs"
@@ -71,9 +75,23 @@ def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) ->
         assert conn.execute("SELECT count(*) FROM shop_confirmation").fetchone() == (1,)
 
 
+def test_a_forgotten_connection_is_refused(shop: Shop, empty_dsn: str) -> None:
+    """A job that an application defers outside its transactions is an error, and is not there."""
+    assert "OutsideTransaction: " in shop.forget()
+    with psycopg.connect(empty_dsn) as conn:
+        assert conn.execute("SELECT count(*) FROM procrastinate_jobs").fetchone() == (0,)
+
+
 def test_every_application_is_run() -> None:
     """An application in the examples is one that these tests run, or has tests of its own."""
     folders = {
         path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
     }
     assert folders == {"plugin", "fastapi_worker", *(example.name for example in ALL)}
+
+
+def test_the_tests_of_the_django_project_pass(empty_dsn: str) -> None:
+    """The tests that the project has for itself pass with Django's runner, on a database that it makes."""
+    pytest.importorskip("procrastinate_extconn_django")
+    [django] = [example for example in ALL if example.name == "django"]
+    Shop(django, empty_dsn).run("manage.py", "test")

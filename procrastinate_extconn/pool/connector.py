@@ -8,7 +8,7 @@ from typing import Any
 
 from procrastinate.connector import Notify
 
-from .. import ambient, wire
+from .. import ambient, forgotten, wire
 from ..base import OneBodyConnector
 from ..connector import ExternalConnector
 from ..exceptions import ExternalConnectionError, SyncAsyncMismatch, UnsupportedConnection
@@ -72,6 +72,8 @@ class PoolConnector(OneBodyConnector):
             return await self._on(connection, query, arguments, mode, is_async=is_async)
         if is_async and (rows := await worker.run(self, query, arguments)) is not None:
             return rows
+        if query not in WORKER_QUERIES:
+            forgotten.judge(self, query)
         return await self.run_on_pool(query, arguments, is_async=is_async)
 
     async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:

@@ -28,6 +28,8 @@ class Example(NamedTuple):
     prepare: tuple[str, ...]
     serve: tuple[str, ...]
     work: tuple[str, ...]
+    forget: tuple[str, ...] = ("-c", "import shop; shop.confirm_order.defer(order_id=1)")
+    """Defers without a connection, which no page tells anybody to."""
 
 
 class Shop:
@@ -42,7 +44,15 @@ class Shop:
 
     def run(self, *arguments: str) -> None:
         """Run a command to its end."""
-        finished = subprocess.run(
+        finished = self._finished(*arguments)
+        assert finished.returncode == 0, finished.stderr
+
+    def forget(self) -> str:
+        """Defer a job without a connection, outside a request, and return what is printed."""
+        return self._finished(*self._example.forget).stderr
+
+    def _finished(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, *arguments],
             cwd=EXAMPLES / self._example.name,
             env=self._env,
@@ -51,7 +61,6 @@ class Shop:
             timeout=180,
             check=False,
         )
-        assert finished.returncode == 0, finished.stderr
 
     @contextlib.contextmanager
     def start(self, *arguments: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
