@@ -178,7 +178,7 @@ def _memory() -> float:
 
 
 async def _until_done(audit: Audit, working: asyncio.Task[Any]) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 120
     query = "SELECT 1 FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
     while True:
         with contextlib.suppress(psycopg.Error):

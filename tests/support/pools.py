@@ -26,7 +26,14 @@ async def _psycopg(dsn: str, size: int) -> AsyncIterator[Any]:
     from psycopg_pool import AsyncConnectionPool
 
     async with AsyncConnectionPool(
-        dsn, min_size=1, max_size=size, open=False, check=AsyncConnectionPool.check_connection
+        dsn,
+        min_size=1,
+        max_size=size,
+        open=False,
+        check=AsyncConnectionPool.check_connection,
+        # After each attempt that fails the pool waits twice as long, unless it gives up first.
+        timeout=5,
+        reconnect_timeout=1,
     ) as pool:
         yield pool
 
