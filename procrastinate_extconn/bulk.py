@@ -90,8 +90,8 @@ class _Stream:
     def _common_record(self) -> str | None:
         """What the jobs have in common, as JSON; None where `JobDeferrer.batch_defer` has to do.
 
-        That deals with a queueing lock, which all of them would share, and with ``savepoint=True``. `InMemoryConnector`,
-        and a connector that a person wrote, may know no other queries than Procrastinate's.
+        That deals with a queueing lock, which all of them would share, and with ``savepoint=True``.
+        `InMemoryConnector`, and a connector that a person wrote, may know no other queries than Procrastinate's.
         """
         job = self._deferrer.job
         encode = getattr(self._deferrer.job_manager, "_defer_jobs_query_kwargs", None)

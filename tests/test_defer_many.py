@@ -115,6 +115,14 @@ async def test_asynchronous_rows(dsn: str, task: Any, watch: Watch) -> None:
     assert len(watch.jobs()) == 5
 
 
+async def test_asynchronous_rows_fill_chunks(driver: FakeDriver, task: Any) -> None:
+    """A chunk of an asynchronous iterable is no larger than was asked for."""
+    driver.rows = [{"id": 1, "count": 2}]
+    deferrer = task.configure(connection=AsyncFakeConnection())
+    await extconn.defer_many_async(deferrer, _only_async(4), chunk_size=2)
+    assert len(driver.asked) == 2
+
+
 class Progress:
     """An iterable that shows how far it is, like tqdm's."""
 
@@ -277,6 +285,17 @@ def test_memory_does_not_grow(conn: Any, task: Any) -> None:
 
     peak(500)
     assert peak(5000) < 1.2 * peak(500)
+
+
+def test_a_forgotten_connection_is_refused(app: Any, task: Any, watch: Watch) -> None:
+    """A stream without a connection is refused where a single job is."""
+    extconn.install(without_connection="error")
+    with opened(app):
+        with pytest.raises(extconn.OutsideTransaction, match=r"has no connection.* chunk 1 failed"):
+            extconn.defer_many(task, rows(2))
+        with extconn.standalone():
+            assert extconn.defer_many(task, rows(2)) == 2
+    assert len(watch.jobs()) == 2
 
 
 # -- what goes wrong ------------------------------------------------------------------------------------------------
