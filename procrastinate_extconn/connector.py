@@ -35,6 +35,8 @@ class ExternalConnector(OneBodyConnector):
     :param outside_transaction: as in `install`, which decides if this is None.
     """
 
+    _refused = WORKER_QUERIES
+
     def __init__(
         self,
         conn: object,
@@ -64,7 +66,7 @@ class ExternalConnector(OneBodyConnector):
                 outside_transaction=self._mode,
             )
             return other.run_query(query, arguments, is_async=is_async)
-        if query in WORKER_QUERIES:
+        if query in self._refused:
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
