@@ -97,13 +97,13 @@ class ExternalConnector(OneBodyConnector):
                 if is_async:
                     self._at_once()
                 return self._decoded(result, query)
-            if is_async:
+            if not inspect.isawaitable(result):
+                error = self._fault(result, "rows")
+            elif is_async:
                 return self._receive(result, query, arguments, isolated=isolated)
-            if inspect.isawaitable(result):
+            else:
                 discard(result)
                 error = self._mismatch(is_async=is_async)
-            else:
-                error = self._fault(result, "rows")
         try:
             raise error
         finally:
