@@ -111,7 +111,7 @@ async def _lock_waiting(send: Send, locks: list[str], state: State) -> dict[str,
     Outside the savepoint of the insert: rolling back to that one would give the row locks up again.
     """
     async with _savepoint(send, state):
-        # One text: in an array, pg8000 sends a lock that reads null as NULL.
+        # One text: it has no rule for a lock that reads null.
         rows = await send(_WAITING, {"locks": json.dumps(locks, ensure_ascii=False)})
     return {row["queueing_lock"]: row["id"] for row in rows}
 

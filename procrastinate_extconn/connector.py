@@ -81,7 +81,7 @@ class ExternalConnector(OneBodyConnector):
         rows = conflicts.execute(send, query, arguments, options.on_conflict, state)
         return rows if is_async else finish(rows)
 
-    # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
+    # An error is raised outside of the `except` so that the driver's own is its cause alone: a wrapper's, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
 
     def _send(

@@ -33,7 +33,7 @@ class Description(NamedTuple):
     """What is known of an external connection without asking the server."""
 
     driver: str
-    """The driver that talks to the server, as its own project spells it: ``"psycopg"``, ``"asyncpg"``."""
+    """The driver that talks to the server, as its own project spells it."""
     plugin: str
     """The plugin that takes the connection."""
     is_async: bool
@@ -44,7 +44,7 @@ class Description(NamedTuple):
     begin: str | None = None
     """The line of code that opens a transaction on this connection. `OutsideTransaction` shows it."""
     dialect: str = "postgresql"
-    """The database, by SQLAlchemy's name for it. A connection to any other than PostgreSQL is refused."""
+    """The database: ``"postgresql"``, ``"sqlite"``. A connection to any other than PostgreSQL is refused."""
 
 
 class Diagnostic(NamedTuple):
@@ -88,7 +88,7 @@ class Kind(NamedTuple):
     """A way to hold a connection in a transaction."""
 
     id: str
-    """A short name, such as ``"asyncpg-pool"``."""
+    """A short name, such as ``"mydriver-pool"``."""
     plugin: str
     """The plugin that takes the connection."""
     requires: tuple[str, ...]

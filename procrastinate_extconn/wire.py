@@ -136,7 +136,7 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
 
 
 def _quote(value: object) -> str:
-    # Some pass a UUID for a lock, and Procrastinate's own psycopg connectors take it.
+    # Some pass a UUID for a lock, and Procrastinate's own connectors take it.
     return encode_basestring(value if isinstance(value, str) else str(value))
 
 

@@ -7,7 +7,6 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -19,11 +18,12 @@ from installing import Site
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector, hookimpl
 from procrastinate_extconn import plugins as plugins_module
+from procrastinate_extconn.builtin import BUILT_IN
 from procrastinate_extconn.exceptions import PluginWarning
 from procrastinate_extconn.fallback import Fallback
 from procrastinate_extconn.kinds import kinds_of
 from procrastinate_extconn.known_plugins import KNOWN
-from procrastinate_extconn.plugins import BUILT_IN, plugins
+from procrastinate_extconn.plugins import plugins
 
 SMALLEST = """
     from procrastinate_extconn import hookimpl

@@ -25,8 +25,8 @@ class PoolConnector(OneBodyConnector):
     Each call runs in a short transaction of its own, on a connection from the pool; ``connection=`` and `using` work
     as anywhere. The pool is never opened, resized or closed. A worker needs `PsycopgConnector`.
 
-    :param pool_or_engine: a psycopg ``ConnectionPool`` or ``AsyncConnectionPool``, a SQLAlchemy ``Engine`` or
-        ``AsyncEngine``, or whatever pool a plugin takes.
+    :param pool_or_engine: an open connection pool or an engine, sync or async. The how-to pages of the drivers
+        name those that plugins take.
     :param json_dumps: makes JSON of a job's arguments; `json.dumps` if None.
     :param json_loads: reads JSON; `json.loads` if None.
     """

@@ -1,0 +1,120 @@
+"""A list is a parameter like any other: it travels as the text of an array."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from holding import External, FakeConnection, FakeDriver
+from procrastinate import sql
+from procrastinate.manager import JobManager
+
+import procrastinate_extconn as extconn
+from procrastinate_extconn import ExternalConnector
+from procrastinate_extconn.queries import WORKER_QUERIES
+
+ODD = ["", " ", "NULL", "null", '"', "\\", "{}", "a,b", "é\n\t", "%s %(x)s $1 :a ?", "'); --"]
+
+
+@pytest.fixture(scope="module")
+def dsn(new_database: Callable[[], str]) -> str:
+    """One database for the module."""
+    return new_database()
+
+
+def ask(external: External, query: str, **arguments: Any) -> Any:
+    """The first column of the first row."""
+    connector = ExternalConnector(external.conn)
+    [row] = external.call(connector, "execute_query_all", query, **arguments)
+    return row["found"]
+
+
+def test_a_list_of_numbers(external: External) -> None:
+    """A person's own query has a list of numbers, on every kind of connection."""
+    query = "SELECT (sum(n))::int AS found FROM unnest(%(numbers)s::bigint[]) AS n"
+    assert ask(external, query, numbers=[1, 2, 3]) == 6
+    assert ask(external, query, numbers=(1, None, 2**40 - 2**40)) == 1
+    assert ask(external, query, numbers=[]) is None
+
+
+def test_a_list_of_texts(external: External) -> None:
+    """So it has a list of texts, each as it was, whatever characters are in it."""
+    query = "SELECT (%(texts)s::text[])[%(n)s::int] AS found"
+    for number, text in enumerate(ODD, 1):
+        assert ask(external, query, texts=ODD, n=number) == text
+    query = "SELECT (%(texts)s::text[])[1] IS NULL AS found"
+    assert ask(external, query, texts=[None]) is True
+    assert ask(external, query, texts=["NULL"]) is False
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["SELECT %(ids)s AS found", "SELECT 1 AS found WHERE 1 = ANY(%(ids)s)"],
+)
+def test_a_list_without_a_cast_is_refused(external: External, query: str) -> None:
+    """Without a cast a list is refused before it is sent, with the cast that is lacking, and all goes on."""
+    with pytest.raises(extconn.ExternalConnectionError) as caught:
+        ask(external, query, ids=[1, 2])
+    assert str(caught.value) == (
+        "the parameter 'ids' is a list, and the query does not say of what: write %(ids)s::bigint[], or text[], or "
+        "the type that it is"
+    )
+    assert ask(external, "SELECT 1 AS found") == 1
+
+
+@pytest.mark.parametrize("inner", [[1], (1,), {"a": 1}], ids=["list", "tuple", "dict"])
+def test_a_list_in_a_list_is_refused(external: External, inner: object) -> None:
+    """A list in a list, and a dict in a list, are refused before anything is sent."""
+    with pytest.raises(extconn.ExternalConnectionError, match="in a list, is no parameter"):
+        ask(external, "SELECT cardinality(%(n)s::int[]) AS found", n=[inner])
+    assert ask(external, "SELECT 1 AS found") == 1
+
+
+def test_old_jobs_are_deleted(external: External, task: Any) -> None:
+    """The query of `delete_old_jobs` deletes jobs of the statuses that it lists, and no others, in the transaction."""
+    connector = ExternalConnector(external.conn)
+    manager = JobManager(connector)
+    kept, cancelled, failed = [external.defer(task) for _ in range(3)]
+    external.call(manager, "cancel_job_by_id", cancelled)
+    external.execute(f"UPDATE procrastinate_jobs SET status = 'failed' WHERE id = {failed:d}")
+    external.execute("UPDATE procrastinate_events SET at = at - INTERVAL '3 hours'")
+    # The manager's method is async alone.
+    external.call(
+        connector,
+        "execute_query",
+        sql.queries["delete_old_jobs"],
+        nb_hours=2,
+        queue=None,
+        statuses=["succeeded", "cancelled"],
+    )
+    found = [row[0] for row in external.execute("SELECT id FROM procrastinate_jobs")]
+    assert {kept, failed} <= {*found}
+    assert cancelled not in found
+    external.rollback()
+
+
+def test_the_lists_of_procrastinates_queries_are_text(driver: FakeDriver) -> None:
+    """What a plugin is asked to bind is no list, not even for the worker's queries."""
+    with pytest.raises(extconn.ExternalConnectionError):
+        ExternalConnector(FakeConnection()).execute_query_all(
+            sql.queries["fetch_job"], queues=["a"], worker_id=1
+        )
+    assert sql.queries["fetch_job"] in WORKER_QUERIES
+    from procrastinate_extconn.wire import encode
+
+    query, args = encode(sql.queries["fetch_job"], {"queues": ['a "b"', "c"], "worker_id": 1})
+    assert args == {"queues": '{"a \\"b\\"","c"}', "worker_id": 1}
+    assert "CAST(CAST(%(queues)s AS text) AS " in query
+    query, args = encode(sql.queries["fetch_job"], {"queues": None, "worker_id": 1})
+    assert args["queues"] is None
+
+
+def test_a_list_of_instants(external: External) -> None:
+    """Anything whose text the server reads may be in a list."""
+    seconds = random.Random(7).randrange(2**31)
+    instant = datetime.fromtimestamp(seconds, timezone.utc)
+    query = "SELECT extract(epoch FROM (%(at)s::timestamptz[])[1])::bigint AS found"
+    assert ask(external, query, at=[instant]) == seconds
