@@ -485,7 +485,8 @@ def test_a_known_driver_without_its_plugin_names_the_package(
         answer(asyncpg.Connection())
     assert str(caught.value) == (
         "procrastinate-extconn does not support external connections of type asyncpg.connection.Connection: "
-        "no plugin takes it (asked: sqlalchemy, psycopg). Run `pip install procrastinate-extconn-asyncpg`."
+        "no plugin takes it (asked: sqlalchemy, psycopg). Install "
+        "procrastinate-extconn-asyncpg: run `pip install ./plugins/asyncpg` in a clone of procrastinate-extconn."
     )
 
 
@@ -497,4 +498,4 @@ def test_each_driver_without_its_plugin_is_told_what_to_install(driver: str, dsn
             pytest.skip(f"not installed: {', '.join(kind.missing())}")
         with hold(kind, dsn) as external:
             refusal = str(Fallback(lambda: list(BUILT_IN)).refusal(external.conn))
-        assert f"Run `pip install procrastinate-extconn-{driver}`." in refusal, kind.id
+        assert f"run `pip install ./plugins/{driver}`" in refusal, kind.id

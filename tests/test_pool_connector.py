@@ -259,7 +259,7 @@ def test_a_pool_whose_plugin_is_missing_is_refused() -> None:
             print(exc)
         """
     )
-    assert "Run `pip install procrastinate-extconn-asyncpg`." in refusal
+    assert "run `pip install ./plugins/asyncpg`" in refusal
 
 
 def test_a_pool_that_commits_each_statement_is_no_surprise(dsn: str) -> None:

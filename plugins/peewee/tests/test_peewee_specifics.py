@@ -148,7 +148,7 @@ def test_install_line(db: Any) -> None:
     """Without the plugin, a database and a proxy for one get the line that installs it."""
     for conn in (db, peewee.DatabaseProxy()):
         refusal = Fallback(lambda: ["psycopg"]).refusal(conn)
-        assert "`pip install procrastinate-extconn-peewee`" in str(refusal)
+        assert "`pip install ./plugins/peewee`" in str(refusal)
 
 
 def test_refusals(db: Any, ship: Any) -> None:

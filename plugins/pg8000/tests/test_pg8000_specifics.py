@@ -162,7 +162,7 @@ def test_sqlstate(connect: Connect, ship: Any) -> None:
 def test_install_line(connect: Connect, function: Any) -> None:
     """Without the plugin, each kind of connection gets the line that installs it."""
     refusal = Fallback(lambda: ["psycopg"]).refusal(connect(function))
-    assert "pip install procrastinate-extconn-pg8000" in str(refusal)
+    assert "pip install ./plugins/pg8000" in str(refusal)
 
 
 @pytest.mark.parametrize("lock", ["null", "NULL", 'a\\"b', " ", "it's {a,b}\r\n", ""])
