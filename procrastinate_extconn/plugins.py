@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import pluggy
 
-from . import fallback, hookspecs
-from .builtin import BUILT_IN
+from . import builtin, fallback, hookspecs
 from .exceptions import PluginWarning
 from .hook_caller import HookCaller
 from .hookspecs import PROJECT_NAME, Description, Diagnostic, Kind
 from .options import unwrap
 
+BUILT_IN = builtin.NAMES
 _FALLBACK = "fallback"
 
 

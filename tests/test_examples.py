@@ -164,8 +164,8 @@ def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) ->
 
 
 def test_every_application_is_run() -> None:
-    """An application in the examples is one that these tests run, or the plugin, which has a test of its own."""
+    """An application in the examples is one that these tests run, or a plugin, which has a test of its own."""
     folders = {
         path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
     }
-    assert folders == {"plugin", *(example.name for example in ALL)}
+    assert folders == {"plugins", *(example.name for example in ALL)}

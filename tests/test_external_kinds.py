@@ -10,9 +10,9 @@ import pytest
 from holding import run_python
 from installing import Site
 
-from procrastinate_extconn.builtin import BUILT_IN
 from procrastinate_extconn.hookspecs import PROJECT_NAME
 from procrastinate_extconn.kinds import Kind, all_kinds, kinds_of, run
+from procrastinate_extconn.plugins import BUILT_IN
 
 THEIRS = """
     \"\"\"Their driver: `their_driver.Connection`.\"\"\"

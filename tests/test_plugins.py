@@ -18,12 +18,11 @@ from installing import Site
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector, hookimpl
 from procrastinate_extconn import plugins as plugins_module
-from procrastinate_extconn.builtin import BUILT_IN
 from procrastinate_extconn.exceptions import PluginWarning
 from procrastinate_extconn.fallback import Fallback
 from procrastinate_extconn.kinds import kinds_of
 from procrastinate_extconn.known_plugins import KNOWN
-from procrastinate_extconn.plugins import plugins
+from procrastinate_extconn.plugins import BUILT_IN, plugins
 
 SMALLEST = """
     from procrastinate_extconn import hookimpl

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-BUILT_IN = ("psycopg", "sqlalchemy")
+NAMES = ("psycopg", "sqlalchemy")
 """Their modules, which are their names too."""

@@ -13,10 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import plugins as installed
-from ..builtin import BUILT_IN
 from ..exceptions import PluginWarning
 from ..known_plugins import KNOWN, install_line
-from ..plugins import Plugins
+from ..plugins import BUILT_IN, Plugins
 from . import console
 
 DISTRIBUTION = "procrastinate-extconn"

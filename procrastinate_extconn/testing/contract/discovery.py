@@ -11,10 +11,9 @@ from typing import Any
 import pluggy
 
 from ... import hookspecs
-from ...builtin import BUILT_IN
 from ...hookspecs import PROJECT_NAME
 from ...kinds import Kind
-from ...plugins import plugins
+from ...plugins import BUILT_IN, plugins
 from .caller import Caller
 from .clause import clause
 
