@@ -55,7 +55,7 @@ class Diagnostic(NamedTuple):
     message: str | None = None
     """The primary message, without DETAIL, HINT and CONTEXT."""
     detail: str | None = None
-    """The DETAIL line. It may quote values, so it appears in no text of ours."""
+    """The DETAIL line. It may quote values, so no error of this project shows it."""
     constraint: str | None = None
     """The name of the constraint that was violated."""
 
@@ -179,10 +179,15 @@ def listen_external(
 def read_external_error(error: BaseException) -> Diagnostic | None:
     """Read what the server said from an exception of your driver.
 
-    Optional. Asked for each exception in the chain of causes, so decide by its class. Without it these attributes
-    are read: ``sqlstate`` or ``pgcode``; ``diag.message_primary`` or ``message``; ``diag.message_detail`` or
-    ``detail``; ``diag.constraint_name`` or ``constraint_name``; and a dict of the protocol's one-letter fields in
-    ``args[0]``. A fact that is None is then looked for in the error's text.
+    Optional. Asked for each exception in the chain of causes, so decide by its class. Without it, these attributes
+    are read, or a dict of the protocol's one-letter fields in ``args[0]``:
+
+    - ``sqlstate`` or ``pgcode``
+    - ``diag.message_primary`` or ``message``
+    - ``diag.message_detail`` or ``detail``
+    - ``diag.constraint_name`` or ``constraint_name``
+
+    A fact that is None is then looked for in the error's text.
 
     :param error: the driver's exception, or one that it wraps.
     :returns: what the server said, or None if *error* is not of your driver.
@@ -193,8 +198,8 @@ def read_external_error(error: BaseException) -> Diagnostic | None:
 def external_kinds() -> Sequence[Kind]:  # type: ignore[empty-body]
     """Name the ways to hold a connection of your driver.
 
-    Optional. Every plugin is asked. The demo, the doctor, the contract kit and our tests open each kind. Import the
-    driver, and the module that opens connections, inside this function.
+    Optional. Every plugin is asked. The demo, the doctor and the contract kit open each kind. Import the driver, or a
+    module that does so, inside this function.
 
-    :returns: `Kind` tuples. Import that class from `procrastinate_extconn.kinds`, inside this function.
+    :returns: `Kind` tuples. That class is in ``procrastinate_extconn.kinds``.
     """

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def all_kinds() -> tuple[Kind, ...]:
-    """Every kind of connection that the installed plugins name. `Kind.missing` says what this machine lacks."""
+    """Every kind of connection that the installed plugins name. ``missing()`` of each says what this machine lacks."""
     return plugins().kinds()
 
 

@@ -41,7 +41,7 @@ def test_a_list_of_numbers(external: External) -> None:
 
 
 def test_a_list_of_texts(external: External) -> None:
-    """So it has a list of texts, each as it was, whatever characters are in it."""
+    """So it has a list of texts, and each comes back as it was."""
     query = "SELECT (%(texts)s::text[])[%(n)s::int] AS found"
     for number, text in enumerate(ODD, 1):
         assert ask(external, query, texts=ODD, n=number) == text
