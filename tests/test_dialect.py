@@ -7,11 +7,12 @@ import inspect
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from holding import External, hold
+from holding import External, _installed, hold
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.drivers import describe_held
@@ -23,7 +24,7 @@ from procrastinate_extconn.kinds import Held, Kind
 @contextmanager
 def sqlalchemy_connection(file: Path) -> Iterator[Any]:
     """A `sqlalchemy.Connection`."""
-    sa = pytest.importorskip("sqlalchemy")
+    sa = import_module("sqlalchemy")
     engine = sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool)
     with engine.connect() as conn:
         yield conn
@@ -32,8 +33,8 @@ def sqlalchemy_connection(file: Path) -> Iterator[Any]:
 @contextmanager
 def sqlalchemy_session(file: Path) -> Iterator[Any]:
     """A `sqlalchemy.orm.Session`."""
-    sa = pytest.importorskip("sqlalchemy")
-    orm = pytest.importorskip("sqlalchemy.orm")
+    sa = import_module("sqlalchemy")
+    orm = import_module("sqlalchemy.orm")
     with orm.Session(sa.create_engine(f"sqlite:///{file}", poolclass=sa.NullPool)) as session:
         yield session
 
@@ -41,8 +42,7 @@ def sqlalchemy_session(file: Path) -> Iterator[Any]:
 @asynccontextmanager
 async def sqlalchemy_async(file: Path) -> AsyncIterator[Any]:
     """An `AsyncConnection`."""
-    asyncio_ = pytest.importorskip("sqlalchemy.ext.asyncio")
-    pytest.importorskip("aiosqlite")
+    asyncio_ = import_module("sqlalchemy.ext.asyncio")
     engine = asyncio_.create_async_engine(f"sqlite+aiosqlite:///{file}")
     async with engine.begin() as conn:
         yield conn
@@ -52,12 +52,11 @@ async def sqlalchemy_async(file: Path) -> AsyncIterator[Any]:
 @contextmanager
 def django(file: Path) -> Iterator[Any]:
     """A connection from ``connections[alias]``."""
-    settings = pytest.importorskip("django.conf").settings
-    pytest.importorskip("procrastinate_extconn_django")
+    settings = import_module("django.conf").settings
     if not settings.configured:
         settings.configure(USE_TZ=True, LOGGING_CONFIG=None)
-        pytest.importorskip("django").setup()
-    utils = pytest.importorskip("django.db.utils")
+        import_module("django").setup()
+    utils = import_module("django.db.utils")
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(file)}
     with contextlib.closing(utils.ConnectionHandler({"default": database})["default"]) as conn:
         yield conn
@@ -66,8 +65,7 @@ def django(file: Path) -> Iterator[Any]:
 @contextmanager
 def peewee(file: Path) -> Iterator[Any]:
     """A `peewee.SqliteDatabase` in ``atomic()``."""
-    peewee = pytest.importorskip("peewee")
-    pytest.importorskip("procrastinate_extconn_peewee")
+    peewee = import_module("peewee")
     database = peewee.SqliteDatabase(str(file))
     with database.atomic():
         yield database
@@ -77,9 +75,8 @@ def peewee(file: Path) -> Iterator[Any]:
 @asynccontextmanager
 async def tortoise(file: Path) -> AsyncIterator[Any]:
     """What Tortoise's ``in_transaction()`` gives."""
-    tortoise = pytest.importorskip("tortoise")
-    transactions = pytest.importorskip("tortoise.transactions")
-    pytest.importorskip("procrastinate_extconn_tortoise")
+    tortoise = import_module("tortoise")
+    transactions = import_module("tortoise.transactions")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that there are no models
         await tortoise.Tortoise.init(db_url=f"sqlite://{file}", modules={"none": [__name__]})
@@ -91,21 +88,21 @@ async def tortoise(file: Path) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def piccolo(file: Path) -> AsyncIterator[Any]:
     """What the ``transaction()`` of a `SQLiteEngine` gives."""
-    sqlite = pytest.importorskip("piccolo.engine.sqlite")
-    pytest.importorskip("procrastinate_extconn_piccolo")
+    sqlite = import_module("piccolo.engine.sqlite")
     async with sqlite.SQLiteEngine(str(file)).transaction() as transaction:
         yield transaction
 
 
-OPENERS = [
-    sqlalchemy_connection,
-    sqlalchemy_session,
-    sqlalchemy_async,
-    django,
-    peewee,
-    tortoise,
-    piccolo,
-]
+OPENERS: dict[Callable[[Path], Any], tuple[str, ...]] = {
+    sqlalchemy_connection: ("sqlalchemy",),
+    sqlalchemy_session: ("sqlalchemy",),
+    sqlalchemy_async: ("sqlalchemy", "aiosqlite"),
+    django: ("django", "procrastinate_extconn_django"),
+    peewee: ("peewee", "procrastinate_extconn_peewee"),
+    tortoise: ("tortoise", "procrastinate_extconn_tortoise"),
+    piccolo: ("piccolo", "aiosqlite", "procrastinate_extconn_piccolo"),
+}
+"""The modules that each needs."""
 
 
 def held(opener: Callable[[Path], Any], file: Path) -> contextlib.AbstractContextManager[External]:
@@ -122,8 +119,9 @@ def held(opener: Callable[[Path], Any], file: Path) -> contextlib.AbstractContex
         with opener(Path(name)) as conn:
             yield Held(conn, *[lambda *_: None] * 3)
 
-    kind = Kind("sqlite", "sqlite", (), is_async, opened_async if is_async else opened)
-    return hold(kind, str(file))
+    opens: Any = opened_async if is_async else opened
+    kind = Kind(opener.__name__, opener.__name__, OPENERS[opener], is_async, opens)
+    return hold(_installed(kind), str(file))
 
 
 @pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)

@@ -14,7 +14,8 @@ from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
-from procrastinate_extconn.queries import WORKER_QUERIES
+from procrastinate_extconn.drivers import execute_on_held
+from procrastinate_extconn.wire import encode
 
 ODD = ["", " ", "NULL", "null", '"', "\\", "{}", "a,b", "é\n\t", "%s %(x)s $1 :a ?", "'); --"]
 
@@ -96,20 +97,35 @@ def test_old_jobs_are_deleted(external: External, task: Any) -> None:
     external.rollback()
 
 
-def test_the_lists_of_procrastinates_queries_are_text(driver: FakeDriver) -> None:
-    """What a plugin is asked to bind is no list, not even for the worker's queries."""
-    with pytest.raises(extconn.ExternalConnectionError):
-        ExternalConnector(FakeConnection()).execute_query_all(
-            sql.queries["fetch_job"], queues=["a"], worker_id=1
-        )
-    assert sql.queries["fetch_job"] in WORKER_QUERIES
-    from procrastinate_extconn.wire import encode
+def test_a_job_is_fetched_from_queues_with_odd_names(external: External, task: Any) -> None:
+    """What a worker sends, a list of queues, reaches the server as it is on every kind of connection."""
+    query = sql.queries["fetch_job"]
+    queues = ODD[1:]
+    [[worker]] = external.execute("INSERT INTO procrastinate_workers DEFAULT VALUES RETURNING id")
+    for queue in (*queues, "another"):
+        external.defer(task.configure(queue=queue))
+    # A connection refuses the worker's queries, so they go to the plugin as it would get them.
+    sent, args = encode(query, {"queues": queues, "worker_id": worker})
+    found = []
+    for _ in range(len(queues) + 1):
+        [row] = external.run(lambda: execute_on_held(external.conn, sent, args))
+        found.append(row["queue_name"])
+    assert found == [*queues, None]
+    external.rollback()
 
-    query, args = encode(sql.queries["fetch_job"], {"queues": ['a "b"', "c"], "worker_id": 1})
-    assert args == {"queues": '{"a \\"b\\"","c"}', "worker_id": 1}
-    assert "CAST(CAST(%(queues)s AS text) AS " in query
-    query, args = encode(sql.queries["fetch_job"], {"queues": None, "worker_id": 1})
-    assert args["queues"] is None
+
+def test_a_plugin_is_given_no_list(driver: FakeDriver) -> None:
+    """What a plugin is asked to bind is the text of an array, or None."""
+    connector = ExternalConnector(FakeConnection())
+    connector.execute_query(
+        "SELECT %(texts)s::text[], %(none)s::text[]", texts=['a "b"'], none=None
+    )
+    assert driver.asked == [
+        (
+            "SELECT CAST(CAST(%(texts)s AS text) AS text[]), CAST(CAST(%(none)s AS text) AS text[])",
+            {"texts": '{"a \\"b\\""}', "none": None},
+        )
+    ]
 
 
 def test_a_list_of_instants(external: External) -> None:
