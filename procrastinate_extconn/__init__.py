@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import (
     ExternalConnectionError,
     OutsideTransaction,
+    OutsideTransactionWarning,
+    PluginWarning,
     SyncAsyncMismatch,
     UnsupportedConnection,
     UnusableConnection,
 )
 
 if TYPE_CHECKING:
-    from .ambient import using
+    from .ambient import standalone, using
     from .completion.calls import complete, complete_async
     from .connector import ExternalConnector
     from .hookspecs import Description, Diagnostic, hookimpl
@@ -29,6 +31,8 @@ __all__ = [
     "ExternalConnectionError",
     "ExternalConnector",
     "OutsideTransaction",
+    "OutsideTransactionWarning",
+    "PluginWarning",
     "PoolConnector",
     "SyncAsyncMismatch",
     "UnsupportedConnection",
@@ -41,6 +45,7 @@ __all__ = [
     "install",
     "patch",
     "register",
+    "standalone",
     "uninstall",
     "unpatch",
     "unregister",
@@ -60,6 +65,7 @@ _HOMES = {
     "install": "patching",
     "patch": "patching",
     "register": "plugins",
+    "standalone": "ambient",
     "uninstall": "patching",
     "unpatch": "patching",
     "unregister": "plugins",

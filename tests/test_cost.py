@@ -69,12 +69,22 @@ def test_one_statement(external: External, task: Any, wiretap: Wiretap, count: i
 
 
 def test_savepoint_is_two_statements_more(external: External, task: Any, wiretap: Wiretap) -> None:
-    """A savepoint costs its own statement and that which releases it."""
+    """What keeps the transaction costs two statements more, and two where the driver knows no transaction."""
     defer_often(external, task)
     wiretap.take()
     conn = extconn.external(external.conn, savepoint=True)
     external.call(task.configure(connection=conn), "defer")
-    assert len(statements(wiretap.take())) == 3
+    assert len(statements(wiretap.take())) == (5 if external.kind.id == "psqlpy" else 3)
+
+
+def test_existing_is_one_statement(external: External, task: Any, wiretap: Wiretap) -> None:
+    """Looking for the job that waits is part of the statement that defers, with a conflict and without."""
+    defer_often(external, task)
+    wiretap.take()
+    conn = extconn.external(external.conn, on_conflict="existing")
+    for _ in range(2):
+        external.call(task.configure(connection=conn, queueing_lock="one"), "defer")
+        assert len(statements(wiretap.take())) == 1
 
 
 def test_first_job_is_one_statement(external: External, task: Any, wiretap: Wiretap) -> None:

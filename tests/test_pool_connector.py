@@ -268,7 +268,7 @@ def test_a_pool_that_commits_each_statement_is_no_surprise(dsn: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"), isolation_level="AUTOCOMMIT")
     app, task = make_app(engine)
     task.defer()
-    extconn.patch(app, outside_transaction="error")
+    extconn.patch(app, outside_transaction="error", without_connection="allow")
     task.defer()
     extconn.unpatch(app)
     engine.dispose()

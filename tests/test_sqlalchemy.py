@@ -115,7 +115,7 @@ def test_a_session_without_a_bind_is_refused(task: Any) -> None:
     """A session that has no engine is told what to pass instead."""
     with (
         orm.Session() as session,
-        pytest.raises(extconn.UnsupportedConnection, match="without a bind"),
+        pytest.raises(extconn.UnsupportedConnection, match="before there is a row"),
     ):
         task.configure(connection=session).defer()
 

@@ -31,7 +31,7 @@ from procrastinate_extconn.testing import (
 )
 
 extconn.install()
-extconn.install(outside_transaction="error")
+extconn.install(outside_transaction="error", without_connection="warn")
 extconn.uninstall()
 
 app = procrastinate.App(connector=procrastinate.PsycopgConnector())
@@ -58,6 +58,14 @@ def defer(conn: psycopg.Connection, session: Session) -> int:
         return 0
     except extconn.ExternalConnectionError as exc:
         raise ConnectorException from exc
+
+
+def meant() -> None:
+    with extconn.standalone() as nothing:
+        assert_type(nothing, None)
+        ship.defer(order_id=6)
+    unit = procrastinate.App(connector=StrictInMemoryConnector(without_connection="error"))
+    extconn.patch(unit, without_connection="allow")
 
 
 async def defer_async(session: AsyncSession) -> int:
