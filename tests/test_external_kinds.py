@@ -142,15 +142,15 @@ def test_a_plugin_imports_neither_driver_nor_kinds(module: str) -> None:
         import procrastinate, procrastinate_extconn.plugins
         before = set(sys.modules)
         plugin = importlib.import_module(module)
-        print(sorted(n for n in set(sys.modules) - before if n.partition(".")[0] not in sys.stdlib_module_names))
+        loaded = set(sys.modules) - before
+        print(*[name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names])
         print(all(kind.plugin for kind in plugin.external_kinds()))
     """
     loaded, named = run_python(program, module=module).splitlines()
-    assert set(eval(loaded)) - {module} <= {
-        "procrastinate_extconn.builtin",
-        "procrastinate_extconn.drivers",
-        "procrastinate_extconn.classes",
-    }
+    others = [name for name in loaded.split() if name != module]
+    assert [
+        name for name in others if "kinds" in name or not name.startswith("procrastinate_extconn.")
+    ] == []
     assert named == "True"
 
 
