@@ -15,7 +15,7 @@ from procrastinate import App
 from procrastinate.connector import BaseConnector
 from procrastinate.testing import InMemoryConnector
 
-from . import ambient, forgotten, overrides, own_work, replacing
+from . import ambient, forgotten, lazy_log, overrides, own_work, replacing
 from .exceptions import ExternalConnectionError
 from .layer import DEFAULT_MODE, Modes, layer
 from .options import OutsideMode, check_modes
@@ -204,6 +204,7 @@ def watch() -> None:
         replacing.replace(BaseConnector, "__init_subclass__", classmethod(_wrap_subclass), __name__)
         replacing.wrap(App, "replace_connector", _following, __name__)
         overrides.watch()
+        lazy_log.watch()
 
 
 def _wrap_subclass(cls: type[BaseConnector], /, **kwargs: Any) -> None:

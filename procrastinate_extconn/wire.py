@@ -13,13 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from json.encoder import encode_basestring, encode_basestring_ascii
+from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from .builtin.native import as_text
 from .exceptions import ExternalConnectionError
 from .hookspecs import Rows, Value
+from .queries import JOBS, JOBS_AS_TEXT, RECORDS
 
 Dumps: TypeAlias = "Callable[[Any], str | bytes]"
 Loads: TypeAlias = "Callable[[str], Any]"
@@ -27,17 +28,12 @@ Loads: TypeAlias = "Callable[[str], Any]"
 DEFERS = "procrastinate_defer_jobs_"
 """What each query that defers jobs calls. Its rows are the ids of the jobs."""
 
+# `json.dumps` sets up more at each call. A cycle ends in a RecursionError.
+_dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 JSON_COLUMNS = ("args", "stats")
 """The columns that Procrastinate's queries return as JSON."""
 
-_JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
-# The table is named so that a database without Procrastinate's schema and one with another version of it give
-# different errors: the server looks at FROM first.
-# PostgreSQL's own names are qualified: an earlier schema of the search_path may have the same.
-_RECORDS = r"pg_catalog.json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS pg_catalog.text) AS pg_catalog.json))"
-_JOBS_AS_TEXT = (
-    "ARRAY(SELECT RECORDS FROM (SELECT CAST('procrastinate_jobs' AS pg_catalog.regclass)) AS its_schema)"
-).replace("RECORDS", _RECORDS)
 _CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
 # A list travels as the text of PostgreSQL's array literal, which every driver can bind.
 _ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
@@ -60,9 +56,9 @@ class Statement(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def prepare(query: str) -> Statement:
     """*query* with a ``CAST`` for every ``::``, job records as one text, and no parameter of an unclear type."""
-    jobs = _JOBS.search(query)
+    jobs = JOBS.search(query)
     numbers = frozenset(_CONCATENATED.findall(query))
-    query = _JOBS.sub(_JOBS_AS_TEXT, query)
+    query = JOBS.sub(JOBS_AS_TEXT, query)
     arrays = frozenset(name for name, _ in _ARRAY.findall(query))
     query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS pg_catalog.text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
@@ -73,9 +69,9 @@ def prepare(query: str) -> Statement:
 @functools.lru_cache(maxsize=16)
 def records(query: str) -> tuple[str, str]:
     """The job records that *query* defers: as a set, and as the array that stands in the prepared query."""
-    found = _JOBS.search(query)
+    found = JOBS.search(query)
     assert found is not None
-    return found.expand(_RECORDS), found.expand(_JOBS_AS_TEXT)
+    return found.expand(RECORDS), found.expand(JOBS_AS_TEXT)
 
 
 def encode(
@@ -200,6 +196,17 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     return "".join(text)
 
 
+def encode_rows(rows: Sequence[dict[str, Any]], dumps: Dumps | None = None) -> str:
+    """A JSON array of job records that hold nothing but the arguments of a job each."""
+    if dumps is None:
+        return _dumps([{"args": row} for row in rows])
+    return f"[{','.join([_record(dumps(row)) for row in rows])}]"
+
+
+def _record(document: str | bytes) -> str:
+    return f'{{"args":{_text(document)}}}'
+
+
 def _json(value: Any, dumps: Dumps) -> str:
     """A value of a field that is not known here, as PostgreSQL reads it from a JSON record."""
     if isinstance(value, Enum):
@@ -228,27 +235,6 @@ def lock_text(value: object) -> str:
             f"a {type(value).__qualname__} is no lock or queue: pass a str, as two processes have to agree on it"
         )
     return text
-
-
-def _make_dumps() -> Callable[[Any], str]:
-    """`json.dumps`, which sets up an encoder at each call, with one that is kept."""
-    make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
-    if make_encoder is None:  # another Python than CPython
-        return json.dumps
-    refuse = json.JSONEncoder().default
-    # By position: no watch for cycles, no indent, separators, no sorting of keys, none skipped, NaN allowed.
-    encode = make_encoder(None, refuse, encode_basestring_ascii, None, ":", ",", False, False, True)
-
-    def dumps(document: Any) -> str:
-        try:
-            return "".join(encode(document, 0))
-        except RecursionError:
-            return json.dumps(document)  # says that it is a cycle, if it is one
-
-    return dumps
-
-
-_dumps = _make_dumps()
 
 
 def _text(document: str | bytes) -> str:
