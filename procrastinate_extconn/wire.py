@@ -80,7 +80,7 @@ def encode(
     """A query of Procrastinate's and its arguments, as a plugin gets them.
 
     :param dumps: makes JSON of a job's arguments; `json.dumps` if None. What it raises comes out as it is.
-    :raises ExternalConnectionError: for a list that the query does not cast to an array.
+    :raises ExternalConnectionError: for a list that the query does not cast to an array, or a text with a NUL.
     """
     query, jobs, numbers, arrays = prepare(query)
     args: dict[str, Value] = {}
@@ -96,12 +96,20 @@ def encode(
             )
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
-            args[name] = _array(name, value, arrays)
+            args[name] = _without_nul(name, _array(name, value, arrays))
         elif name in numbers and value is not None:
             args[name] = float(value)
         else:
-            args[name] = value
+            args[name] = _without_nul(name, value) if isinstance(value, str) else value
     return query, args
+
+
+def _without_nul(name: str, text: str) -> str:
+    if "\0" in text:  # Some drivers would cut the text there.
+        raise ExternalConnectionError(
+            f"the parameter {name!r} has a NUL character, which PostgreSQL cannot store: remove it"
+        )
+    return text
 
 
 def _array(name: str, values: Iterable[Any], arrays: frozenset[str]) -> str:

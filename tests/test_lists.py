@@ -1,4 +1,4 @@
-"""A list is a parameter like any other: it travels as the text of an array."""
+"""A list travels as the text of an array, and no text is cut."""
 
 from __future__ import annotations
 
@@ -131,3 +131,14 @@ def test_a_list_of_instants(external: External) -> None:
     instant = datetime.fromtimestamp(seconds, timezone.utc)
     query = "SELECT extract(epoch FROM (%(at)s::timestamptz[])[1])::bigint AS found"
     assert ask(external, query, at=[instant]) == seconds
+
+
+@pytest.mark.parametrize("given", ["before\0after", ["before\0after"]], ids=["text", "list"])
+def test_a_nul_is_refused_before_it_is_sent(external: External, given: object) -> None:
+    """A text with a NUL is refused on every kind, rather than cut by some drivers, and the transaction goes on."""
+    with pytest.raises(extconn.ExternalConnectionError) as caught:
+        ask(external, "SELECT cardinality(%(given)s::text[]) AS found", given=given)
+    assert str(caught.value) == (
+        "the parameter 'given' has a NUL character, which PostgreSQL cannot store: remove it"
+    )
+    assert ask(external, "SELECT 1 AS found") == 1
