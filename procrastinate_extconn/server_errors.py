@@ -159,7 +159,7 @@ def _is_standby(conn: object) -> bool:
     """Whether the server has told so: PostgreSQL 14 and later do, and libpq keeps it."""
     try:
         return bool(conn.info.parameter_status("in_hot_standby") == "on")  # type: ignore[attr-defined]
-    except Exception:  # noqa: BLE001 - whatever it is, it does not know
+    except Exception:  # noqa: BLE001 - it cannot tell
         return False
 
 

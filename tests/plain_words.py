@@ -31,6 +31,8 @@ PHRASES = (
 """Clauses that have to be read twice, and words that only we understand."""
 
 _CODE = re.compile(r"```.*?```|\$\$.*?\$\$", re.DOTALL)
+_LITERAL = re.compile(r"::\n(?:\n|[ \t]+.*(?:\n|\Z))+|^[ \t]*(?:\$|>>>|\.\.\.) .*$", re.MULTILINE)
+"""A literal block, such as a tree, and what is typed into a terminal."""
 _INLINE = re.compile(r"``[^`]+``|`[^`]+`|\[([^\]]*)\]\([^)]*\)|<[^>]+>")
 _FIELD = re.compile(r"^\s*:(?:param \w+|returns?|raises [\w.]+):", re.MULTILINE)
 _END = re.compile(r"(?<=[.!?])[\"'”)*_]*\s+|\n\s*\n|\n\s*[-*|>#]\s|\n\s*\d+\. ")

@@ -40,7 +40,7 @@ class DiscoveryClauses:
             f'an entry point {name!r} in the group "{PROJECT_NAME}"'
         )
         await caller.defer()
-        assert found.taker(caller.conn) == name, f"{found.taker(caller.conn)!r} takes it"
+        assert found.claimed_by(caller.conn) == name, f"{found.claimed_by(caller.conn)!r} takes it"
 
     @clause
     async def test_leaves_others_alone(self, caller: Caller) -> None:
