@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from holding import External, hold
-from wiretap import Message, Wiretap, round_trips, statements, tapped
+from procrastinate_extconn.testing.contract.wiretap import Message, Wiretap, round_trips, statements, tapped
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import Kind

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from holding import External, FakeConnection, FakeDriver, Watch, hold
 from procrastinate.manager import JobManager
-from wiretap import Wiretap, asked, tapped
+from procrastinate_extconn.testing.contract.wiretap import Wiretap, asked, tapped
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector

@@ -1,10 +1,9 @@
 """The plugin for Django keeps the contract that every plugin keeps."""
 
-from procrastinate_extconn.kinds import kinds_of
 from procrastinate_extconn.testing import PluginContract
 
 
 class TestDjango(PluginContract):
     """On psycopg; the specifics have psycopg2."""
 
-    kinds = kinds_of("django")
+    plugin = "django"
