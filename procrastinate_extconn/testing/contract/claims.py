@@ -57,7 +57,7 @@ class ClaimClauses:
     @clause()
     async def test_proxies(self, caller: Caller) -> None:
         """A proxy that gives the connection's class as its ``__class__``, as tracing libraries' do, is taken."""
-        proxy: Any = _Proxy(caller.conn, caller.conn.__class__)
+        proxy: Any = _proxy(caller.conn, caller.conn.__class__)
         await _taken(caller, proxy, "a proxy of the connection")
 
     @clause()
@@ -118,12 +118,16 @@ def _derived(conn: Any) -> Generator[Any]:
     try:
         conn.__class__ = derived
     except (TypeError, AttributeError):
-        yield _Proxy(conn, derived)
+        yield _proxy(conn, derived)
         return
     try:
         yield conn
     finally:
         conn.__class__ = cls
+
+
+def _proxy(conn: Any, cls: type) -> Any:
+    return (_CallableProxy if callable(conn) else _Proxy)(conn, cls)
 
 
 class _Proxy:
@@ -146,6 +150,11 @@ class _Proxy:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(object.__getattribute__(self, "_wrapped"), name, value)
+
+
+class _CallableProxy(_Proxy):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return object.__getattribute__(self, "_wrapped")(*args, **kwargs)
 
 
 class _Duck:

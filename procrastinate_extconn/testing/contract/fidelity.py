@@ -77,6 +77,16 @@ class FidelityClauses:
                 _came_back(name, rows[0][name], value)
 
     @clause()
+    async def test_percent_signs(self, caller: Caller) -> None:
+        """A doubled percent sign is one, in a text and outside of it, with arguments and without."""
+        query = "SELECT '%%s 100%%' AS text, {} %% 5 AS rest"
+        expected = [{"text": "%s 100%", "rest": 2}]
+        rows = await caller.query(query.format("17"))
+        must(rows == expected, f"without arguments it gives {rows!r}, not {expected!r}")
+        rows = await caller.query(query.format("%(n)s::bigint"), n=17)
+        must(rows == expected, f"with arguments it gives {rows!r}, not {expected!r}")
+
+    @clause()
     async def test_other_time_zone(self, caller: Caller) -> None:
         """In a session whose time zone is not UTC, instants are stored and come back as they are, with a time zone."""
         await caller.execute("SET TimeZone = 'America/St_Johns'")
@@ -115,7 +125,7 @@ class FidelityClauses:
     async def test_all_rows(self, caller: Caller) -> None:
         """Results of thousands of rows, of long texts and of many columns are complete, under their names."""
         rows = await caller.query(
-            "SELECT n, n %% 7 AS rest FROM generate_series(1, %(many)s::bigint) AS n", many=_MANY
+            "SELECT n, mod(n, 7) AS rest FROM generate_series(1, %(many)s::bigint) AS n", many=_MANY
         )
         must(len(rows) == _MANY, f"of {_MANY} rows, {len(rows)} arrived")
         must(rows == [{"n": n, "rest": n % 7} for n in range(1, _MANY + 1)], "rows are mixed up")

@@ -96,10 +96,10 @@ _SEED = """
 
 _MANY_JOBS = """
     INSERT INTO procrastinate_jobs (id, queue_name, task_name, args)
-    SELECT n, 'many', 'many', jsonb_build_object('n', 9007199254740992 + n, 'f', 1.0, 'text', repeat('x', n::int * 700))
+    SELECT n, 'many', 'many', jsonb_build_object('n', 9007199254740992 + n, 'f', 1.0, 'text', repeat('x', CASE n WHEN 250 THEN 150000 ELSE 3 END))
     FROM generate_series(101, 250) AS n
 """
-"""More than a hundred rows, the longest of more than 64 kB."""
+"""More than a hundred rows, and at the end a long one."""
 
 _TABLES = """
     SELECT json_build_object(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from collections import Counter
 from types import FunctionType
 from typing import Any
@@ -81,12 +83,12 @@ class SessionClauses:
         await caller.execute("DECLARE of_the_caller CURSOR FOR SELECT 1")
         await caller.execute("PREPARE of_the_caller AS SELECT 1")
         await caller.execute("LISTEN of_the_caller")
-        await caller.execute("SELECT pg_advisory_lock(7)")
+        await caller.execute("SELECT 1 FROM pg_advisory_lock(7)")
         before = await _session(caller)
         await caller.defer()
         _compare(before, await _session(caller))
         await caller.rollback()
-        await caller.error_of(caller.execute("SELECT pg_advisory_unlock_all()"))
+        await caller.error_of(caller.execute("SELECT 1 FROM pg_advisory_unlock_all()"))
 
     @clause()
     async def test_prepared_statements_do_not_pile_up(self, caller: Caller) -> None:
@@ -127,12 +129,26 @@ class SessionClauses:
         must(not changed, f"it changes {', '.join(changed)}")
 
     @clause()
+    async def test_keeps_no_connection(self, caller: Caller) -> None:
+        """Calls leave no reference to the connection behind."""
+        counts: list[int] = []
+        for _ in range(3):
+            for _ in range(8):
+                await caller.defer()
+            gc.collect()
+            counts.append(sys.getrefcount(caller.conn))
+        must(
+            counts[2] - counts[1] < 8,
+            f"after 8, 16 and 24 calls, there are {counts} references to the connection",
+        )
+
+    @clause()
     async def test_reads_stay(self, caller: Caller) -> None:
         """A call changes nothing about the types in which the driver gives its owner values."""
-        before = repr(await caller.execute(_READ))
+        before = await _read(caller)
         first = _first_reads.setdefault(caller.kind.id, before)
         await caller.defer()
-        after = repr(await caller.execute(_READ))
+        after = await _read(caller)
         must(after == before, f"the owner reads {after} after a call, where it was {before}")
         must(first == before, f"the owner reads {before}, where it was {first}")
 
@@ -166,6 +182,11 @@ async def _session(caller: Caller) -> dict[str, Any]:
     await caller.execute("DO 'BEGIN END'")  # the first function in PL/pgSQL brings settings of its own
     found: dict[str, Any] = json.loads(await caller.value(_SESSION))
     return found
+
+
+async def _read(caller: Caller) -> str:
+    [row] = await caller.execute(_READ)
+    return repr([bytes(value) if isinstance(value, memoryview) else value for value in row])
 
 
 def _compare(before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -1,0 +1,24 @@
+"""Plugins that break the contract, each in its own way, and names the clause that has to catch it."""
+
+from __future__ import annotations
+
+from . import claims, errors, interruptions, pools, session, states, texts, transactions, values
+from .base import Fault, Right, RightAsync, faults
+
+FAULTS = faults(Fault)
+
+__all__ = [
+    "FAULTS",
+    "Fault",
+    "Right",
+    "RightAsync",
+    "claims",
+    "errors",
+    "interruptions",
+    "pools",
+    "session",
+    "states",
+    "texts",
+    "transactions",
+    "values",
+]
