@@ -1,5 +1,8 @@
 from importlib.metadata import version as version_of
 
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
 project = "procrastinate-extconn"
 author = "The procrastinate-extconn authors"
 copyright = author
@@ -38,3 +41,23 @@ html_title = project
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 copybutton_exclude = ".linenos, .gp, .go"
+
+
+class ContractClauses(SphinxDirective):
+    """The clauses of the contract kit, by name, from their docstrings."""
+
+    def run(self):
+        from procrastinate_extconn.testing.contract import clauses
+
+        listed = nodes.definition_list()
+        for name, sentence in clauses().items():
+            parsed, messages = self.parse_inline(sentence)
+            paragraph = nodes.paragraph("", "", *parsed, *messages)
+            listed += nodes.definition_list_item(
+                "", nodes.term("", "", nodes.literal("", name)), nodes.definition("", paragraph)
+            )
+        return [listed]
+
+
+def setup(app):
+    app.add_directive("contract-clauses", ContractClauses)

@@ -15,10 +15,16 @@ from typing import Any
 import psycopg
 import pytest
 from holding import External, hold
-from procrastinate_extconn.testing.contract.wiretap import Message, Wiretap, round_trips, statements, tapped
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import Kind
+from procrastinate_extconn.testing.contract.wiretap import (
+    Message,
+    Wiretap,
+    round_trips,
+    statements,
+    tapped,
+)
 
 ROUND_TRIPS = {"pg8000": 7}
 """How often one statement with parameters asks for an answer, in a driver that does so after each step."""

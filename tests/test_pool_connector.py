@@ -13,8 +13,8 @@ from holding import Watch, run_python
 from procrastinate.exceptions import ConnectorException
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.kinds import address_of
 from procrastinate_extconn.builtin.sqlalchemy_kinds import url
+from procrastinate_extconn.kinds import address_of
 
 
 class Pool(NamedTuple):

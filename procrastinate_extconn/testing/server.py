@@ -61,7 +61,6 @@ def _uri(parts: Mapping[str, Any]) -> str:
         query = {"host": host, **({"port": port} if port else {}), **query}
         host = port = ""
     address = f"[{host}]" if ":" in host else host
-    return (
-        f"postgresql://{user}:{password}@{address}{':' if port else ''}{port}/{database}"
-        + (f"?{urlencode(query, quote_via=quote, safe='/')}" if query else "")
+    return f"postgresql://{user}:{password}@{address}{':' if port else ''}{port}/{database}" + (
+        f"?{urlencode(query, quote_via=quote, safe='/')}" if query else ""
     )

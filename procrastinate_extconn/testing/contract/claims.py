@@ -16,7 +16,7 @@ from ...sync_async import discard, done
 from .caller import Caller, what
 from .clause import clause, must
 
-_ABOUT_OTHERS = {
+_ABOUT_OTHERS: dict[str, dict[str, Any]] = {
     "describe_external": {},
     "execute_on_external": {"query": "SELECT 1", "args": {}},
     "connect_external": {},
@@ -34,14 +34,23 @@ class ClaimClauses:
         alone = pluggy.PluginManager(PROJECT_NAME)
         alone.add_hookspecs(hookspecs)
         alone.register(plugins().get(caller.kind.plugin))
-        strangers = (object(), "postgresql://", None, 1, {}, _Duck(), type(caller.conn), KeyError())
+        strangers: tuple[object, ...] = (
+            object(),
+            "postgresql://",
+            None,
+            1,
+            {},
+            _Duck(),
+            KeyError(),
+        )
+        strangers += (type(caller.conn),)
         for hook, others in _ABOUT_OTHERS.items():
             call = getattr(alone.hook, hook)
             assert call.spec is not None
             for stranger in strangers:
                 try:
                     result = call(**{call.spec.argnames[0]: stranger, **others})
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - a plugin may raise anything
                     text = f"{hook} raises for {stranger!r}, which is not of its driver"
                     must(False, text, exc)
                 discard(result)

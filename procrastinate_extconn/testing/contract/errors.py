@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from procrastinate.exceptions import (
     AlreadyEnqueued,
     ConnectorException,
@@ -11,7 +13,6 @@ from procrastinate.exceptions import (
 
 from ...diagnosis import chain
 from ...exceptions import UnusableConnection
-from ...hookspecs import Diagnostic
 from ...options import external
 from ...plugins import plugins
 from .caller import Caller, new_job, what
@@ -125,10 +126,12 @@ class ErrorClauses:
         read = [said for one in chain(error) if (said := plugins().read_error(one))]
         must(read, "it knows none of the errors of its driver", error)
         for said in read:
-            must(isinstance(said, Diagnostic), f"it returns {type(said).__name__}")
-            wrong = [value for value in said if not isinstance(value, (str, type(None)))]
+            facts: tuple[Any, ...] = said
+            wrong = [fact for fact in facts if not isinstance(fact, (str, type(None)))]
             must(not wrong, f"it gives {wrong!r}, where a text or None is due")
-            must(said.sqlstate in ("23505", None), f"the SQLSTATE is {said.sqlstate!r}, not '23505'")
+            must(
+                said.sqlstate in ("23505", None), f"the SQLSTATE is {said.sqlstate!r}, not '23505'"
+            )
 
     @clause()
     async def test_no_secrets(self, caller: Caller) -> None:
@@ -199,7 +202,9 @@ class ErrorClauses:
             must(left_behind == 0, "the row outlived the rollback: the plugin committed it")
         else:
             must(left == 1, "the plugin rolled the caller's transaction back")
-            must(False, "the transaction goes on after an error: the plugin rolled a savepoint back")
+            must(
+                False, "the transaction goes on after an error: the plugin rolled a savepoint back"
+            )
 
     @clause()
     async def test_savepoint(self, caller: Caller) -> None:

@@ -133,7 +133,7 @@ class FidelityClauses:
         must(row["text"] == "x" * 300_000 + "end", f"of 300,003 characters, {len(row['text'])} are")
         names = ["UPPER", "a b", "ünï", "n" * 63, *(f"c{n}" for n in range(120))]
         columns = ", ".join(f'{n} AS "{name}"' for n, name in enumerate(names))
-        rows = await caller.query(f"SELECT {columns}")  # noqa: S608 - of our own names
+        rows = await caller.query(f"SELECT {columns}")
         expected = {name: n for n, name in enumerate(names)}
         must(rows == [expected], f"the columns are {list(rows[0])}, not {names}")
 

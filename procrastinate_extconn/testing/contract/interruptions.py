@@ -75,7 +75,7 @@ class InterruptionClauses:
 
 async def _cancel(task: asyncio.Task[Any], caller: Caller, pid: int) -> None:
     """Cancel *task* once the server works for it."""
-    while not caller.database.value(_SLEEPS, pid):  # the clause's time limit ends it
+    while not caller.database.value(_SLEEPS, pid):  # noqa: ASYNC110 - the server tells nobody
         await asyncio.sleep(0.005)
     task.cancel()
 

@@ -96,7 +96,8 @@ _SEED = """
 
 _MANY_JOBS = """
     INSERT INTO procrastinate_jobs (id, queue_name, task_name, args)
-    SELECT n, 'many', 'many', jsonb_build_object('n', 9007199254740992 + n, 'f', 1.0, 'text', repeat('x', CASE n WHEN 250 THEN 150000 ELSE 3 END))
+    SELECT n, 'many', 'many', jsonb_build_object('n', 9007199254740992 + n, 'f', 1.0,
+                                                 'text', repeat('x', CASE n WHEN 250 THEN 150000 ELSE 3 END))
     FROM generate_series(101, 250) AS n
 """
 """More than a hundred rows, and at the end a long one."""
@@ -166,9 +167,7 @@ class ManagerClauses:
                 f"others see what {name} wrote before it is committed",
             )
             await caller.execute("ROLLBACK TO SAVEPOINT contract")
-            must(
-                tables == expected_tables, f"{name} leaves {tables!r}, not {expected_tables!r}"
-            )
+            must(tables == expected_tables, f"{name} leaves {tables!r}, not {expected_tables!r}")
             if name not in _WITHOUT_ROWS:
                 must(rows == expected_rows, f"{name} gives {rows!r}, not {expected_rows!r}")
 

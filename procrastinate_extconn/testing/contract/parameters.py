@@ -51,8 +51,8 @@ def _parameter(contract: type[PluginContract], kind: Kind) -> Any:
     marks = [pytest.mark.skip(reason=f"not installed: {', '.join(missing)}")] if missing else []
     if refused := set(missing) - set(contract.optional):
         raise Faulty(
-            f"the kind {kind.id!r} requires {', '.join(sorted(refused))}, which is not installed. Install it, or name it "
-            "in `optional` if the kind may be left out"
+            f"the kind {kind.id!r} requires {', '.join(sorted(refused))}, which is not installed. Install it, or "
+            "name it in `optional` if the kind may be left out"
         )
     return pytest.param(kind, id=kind.id, marks=marks)
 
@@ -81,8 +81,8 @@ def _named_by_plugin(plugin: str | None) -> Sequence[Kind]:
             raise Faulty(str(warning.message))
     if not kinds:
         raise Faulty(
-            f"no installed plugin names kinds of {plugin!r} in external_kinds: install the plugin, give it that hook, or "
-            "name some in `kinds`"
+            f"no installed plugin names kinds of {plugin!r} in external_kinds: install the plugin, give it that "
+            "hook, or name some in `kinds`"
         )
     return kinds
 
@@ -93,7 +93,7 @@ def _pools(contract: type[PluginContract], plugin: str) -> Sequence[Kind]:
         raise Faulty(
             f"the plugin {plugin!r} has {' and '.join(hooks)}: name the pools that it takes in `pools`"
         )
-    return contract.pools if hooks else ()
+    return contract.pools
 
 
 def _check_exemptions(contract: type[PluginContract]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+import pytest
+
 from ...connector import ExternalConnector
 from ...exceptions import UnsupportedConnection
 from ...hookspecs import Listener
@@ -51,7 +53,10 @@ class Lender:
         manager = plugins().connect(self.pool)
         must(manager is not None, "connect_external returns None for the pool")
         is_async = hasattr(manager, "__aenter__")
-        must(is_async is self.kind.is_async, "the context manager is not sync or async as the pool is")
+        must(
+            is_async is self.kind.is_async,
+            "the context manager is not sync or async as the pool is",
+        )
         if is_async:
             async with manager as conn:
                 yield conn
@@ -87,10 +92,13 @@ class Lender:
         """Notify a channel."""
         self.database.value("SELECT pg_notify(%s, %s)", channel, payload)
 
-    def has(self, hook: str) -> bool:
-        """Whether the plugin implements *hook*, and the pool is of the kind that the hook takes."""
-        listens = hook != "listen_external" or self.kind.is_async
-        return listens and self.kind.plugin in plugins().names(hook)
+    def needs(self, *hooks: str, is_async: bool = False) -> None:
+        """Leave the clause out where the plugin lacks one of the *hooks*, or the pool is not of the right kind."""
+        for hook in hooks:
+            if self.kind.plugin not in plugins().names(hook):
+                pytest.skip(f"the plugin has no {hook}")
+        if (is_async or "listen_external" in hooks) and not self.kind.is_async:
+            pytest.skip("the pool is sync")
 
 
 class PoolClauses:
@@ -109,8 +117,7 @@ class PoolClauses:
     @clause(on="pools")
     async def test_pool_lends_a_transaction(self, lender: Lender) -> None:
         """`connect_external` lends a connection in a transaction, which a clean exit commits."""
-        if not lender.has("connect_external"):
-            return
+        lender.needs("connect_external")
         async with lender.lent() as conn:
             state = describe(conn).state
             must(state in ("idle", "in_transaction", "unknown"), f"the state is {state!r}")
@@ -121,23 +128,21 @@ class PoolClauses:
     @clause(on="pools")
     async def test_pool_rolls_back(self, lender: Lender) -> None:
         """An exception in the block rolls the lent transaction back, and comes out as it is."""
-        if not lender.has("connect_external"):
-            return
+        lender.needs("connect_external")
+        came_out = False
         try:
             async with lender.lent() as conn:
                 await lender.insert(conn, 1)
                 raise _OnPurpose
         except _OnPurpose:
-            pass
-        else:
-            must(False, "the exception is swallowed")
+            came_out = True
+        must(came_out, "the exception is swallowed")
         must(not lender.orders(), "the row was committed in spite of the exception")
 
     @clause(on="pools")
     async def test_pool_gets_connections_back(self, lender: Lender) -> None:
         """Each connection is back in the pool afterwards, also after an exception and after a failed statement."""
-        if not lender.has("connect_external"):
-            return
+        lender.needs("connect_external")
         pids = set()
         for n in range(_TIMES):
             with suppress(_OnPurpose):
@@ -154,8 +159,7 @@ class PoolClauses:
     @clause(on="pools")
     async def test_pool_stays_the_callers(self, lender: Lender) -> None:
         """The pool's settings are as they were, and it is not closed."""
-        if not lender.has("connect_external"):
-            return
+        lender.needs("connect_external")
         settings = "SELECT json_object_agg(name, setting)::text AS settings FROM pg_settings"
         seen = []
         for _ in range(2):
@@ -166,8 +170,7 @@ class PoolClauses:
     @clause(on="pools")
     async def test_pool_when_cancelled(self, lender: Lender) -> None:
         """A task that is cancelled in the block of an async pool is rolled back, and the pool has its connection."""
-        if not (lender.has("connect_external") and lender.kind.is_async):
-            return
+        lender.needs("connect_external", is_async=True)
         for n in range(_TIMES):
             entered = asyncio.Event()
             task = asyncio.create_task(_insert_and_wait(lender, n, entered))
@@ -180,8 +183,7 @@ class PoolClauses:
     @clause(on="pools")
     async def test_pool_listens(self, lender: Lender) -> None:
         """`listen_external` gives each notification of its channels, channel and payload, in order."""
-        if not lender.has("listen_external"):
-            return
+        lender.needs("listen_external")
         sent = [
             (channel, payload)
             for payload in ("first", "", "it's ünï 🦄", "x" * 7000)
@@ -197,8 +199,7 @@ class PoolClauses:
     @clause(on="pools")
     async def test_listener_runs_statements(self, lender: Lender) -> None:
         """While notifications are awaited, the listener's connection runs statements and commits each by itself."""
-        if not lender.has("listen_external"):
-            return
+        lender.needs("listen_external")
         async with lender.listening(*_CHANNELS) as listener:
             waiting = asyncio.ensure_future(_next(listener.notifications))
             await asyncio.sleep(0)
@@ -211,7 +212,8 @@ class PoolClauses:
     @clause(on="pools")
     async def test_held_without_channels(self, lender: Lender) -> None:
         """Without channels, `listen_external` holds a connection that commits each statement, or returns None."""
-        if not lender.has("listen_external") or plugins().listen(lender.pool, []) is None:
+        lender.needs("listen_external")
+        if plugins().listen(lender.pool, []) is None:
             return
         async with lender.listening() as listener:
             [row] = await lender.query(listener.conn, _LISTENS)
@@ -222,8 +224,7 @@ class PoolClauses:
     @clause(on="pools")
     async def test_listener_is_tidied_up(self, lender: Lender) -> None:
         """Afterwards no connection of the pool listens, and the pool has all of them back."""
-        if not (lender.has("listen_external") and lender.has("connect_external")):
-            return
+        lender.needs("listen_external", "connect_external")
         for _ in range(_TIMES):
             async with lender.listening(*_CHANNELS):
                 pass
@@ -236,8 +237,7 @@ class PoolClauses:
     @clause(on="pools")
     async def test_listener_ends_with_its_connection(self, lender: Lender) -> None:
         """When its connection is lost, the notifications end or raise, instead of waiting for ever."""
-        if not lender.has("listen_external"):
-            return
+        lender.needs("listen_external")
         with suppress(Exception):
             async with lender.listening(*_CHANNELS) as listener:
                 [row] = await lender.query(listener.conn, _PID)
@@ -245,7 +245,9 @@ class PoolClauses:
                 await asyncio.sleep(0)
                 lender.database.value("SELECT pg_terminate_backend(%s)", row["pid"])
                 ended, _ = await asyncio.wait([waiting], timeout=_PATIENCE)
-        must(ended, f"it waits for notifications {_PATIENCE:.0f} seconds after its connection ended")
+        must(
+            ended, f"it waits for notifications {_PATIENCE:.0f} seconds after its connection ended"
+        )
 
 
 async def _insert_and_wait(lender: Lender, order: int, entered: asyncio.Event) -> None:

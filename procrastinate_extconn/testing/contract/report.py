@@ -76,9 +76,7 @@ def _places(trace: TracebackType | None) -> list[str]:
 
 def _shown(frames: Iterable[traceback.FrameSummary]) -> list[str]:
     theirs = [one for one in frames if not _is_machinery(one.filename)]
-    return [
-        f"  {one.filename}:{one.lineno} in {one.name}: {one.line}" for one in theirs[-_FRAMES:]
-    ]
+    return [f"  {one.filename}:{one.lineno} in {one.name}: {one.line}" for one in theirs[-_FRAMES:]]
 
 
 def _is_machinery(file: str) -> bool:

@@ -43,9 +43,7 @@ class SessionClauses:
 
     @clause()
     async def test_session_stays(self, caller: Caller) -> None:
-        """In a transaction, a call changes no setting and leaves no cursor, prepared statement, temporary table,
-        advisory lock or listened channel.
-        """
+        """In a transaction, a call changes no setting of the session, and leaves nothing in it but the job."""
         before = await _session(caller)
         await caller.defer()
         await caller.query("SELECT 1 AS one")
@@ -179,7 +177,9 @@ _first_reads: dict[str, str] = {}
 
 
 async def _session(caller: Caller) -> dict[str, Any]:
-    await caller.execute("DO 'BEGIN END'")  # the first function in PL/pgSQL brings settings of its own
+    await caller.execute(
+        "DO 'BEGIN END'"
+    )  # the first function in PL/pgSQL brings settings of its own
     found: dict[str, Any] = json.loads(await caller.value(_SESSION))
     return found
 
@@ -190,8 +190,8 @@ async def _read(caller: Caller) -> str:
 
 
 def _compare(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for name in before:
-        was, now = Counter(_texts(before[name])), Counter(_texts(after[name]))
+    for name, found in before.items():
+        was, now = Counter(_texts(found)), Counter(_texts(after[name]))
         more, less = sorted((now - was).elements()), sorted((was - now).elements())
         must(
             not (more or less),

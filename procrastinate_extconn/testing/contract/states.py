@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ class StateClauses:
             states = ("idle", "in_transaction", "autocommit", "failed", "closed", "unknown")
             must(description.state in states, f"the state is {description.state!r}")
             must(isinstance(description.driver, str), f"its driver is {description.driver!r}")
-            begin = description.begin
+            begin: Any = description.begin
             must(begin is None or (isinstance(begin, str) and begin), f"begin is {begin!r}")
             must(description.dialect == "postgresql", f"the dialect is {description.dialect!r}")
             await caller.defer()

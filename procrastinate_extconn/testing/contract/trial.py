@@ -90,8 +90,8 @@ def _require_plugin(kind: Kind, request: pytest.FixtureRequest) -> None:
         text = f"the plugin {kind.plugin!r} could not be loaded: {failed[kind.plugin]}"
     else:
         text = (
-            f"there is no plugin {kind.plugin!r} with execute_on_external, only {', '.join(found.names())}. Install its "
-            f'distribution, which needs an entry point {kind.plugin!r} in the group "{PROJECT_NAME}", or call '
+            f"there is no plugin {kind.plugin!r} with execute_on_external, only {', '.join(found.names())}. Install "
+            f'its distribution, which needs an entry point {kind.plugin!r} in the group "{PROJECT_NAME}", or call '
             f"procrastinate_extconn.register(plugin, {kind.plugin!r}) first"
         )
     request.session.shouldstop = f"the plugin {kind.plugin!r} was not found"

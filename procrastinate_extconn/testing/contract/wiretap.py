@@ -103,7 +103,8 @@ class Wiretap:
             client.shutdown(socket.SHUT_RDWR)
 
     def _connect(self) -> socket.socket:
-        host, port = str(self._address.get("host", "localhost")), self._address.get("port", 5432)
+        host = str(self._address.get("host") or "localhost")
+        port = self._address.get("port") or 5432
         if host.startswith("/"):
             server = socket.socket(socket.AF_UNIX)
             server.connect(f"{host}/.s.PGSQL.{port}")

@@ -98,7 +98,7 @@ class BlocksTheLoop(AsyncFault):
 
     async def run(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         if "pg_sleep" in query:
-            time.sleep(0.2)
+            time.sleep(0.2)  # noqa: ASYNC251
             return [{"one": 1}]
         return await super().run(raw, query, args)
 

@@ -137,7 +137,7 @@ class ForgetsListening(RunsMore):
     after = "UNLISTEN *"
 
 
-class ForgetsLocks(RunsMore):
+class ForgetsAdvisoryLocks(RunsMore):
     """Releases what it did not lock."""
 
     clause = "settings_of_the_callers"

@@ -18,7 +18,9 @@ class ChangesTexts(Fault):
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         change = type(self).change
         args = {
-            name: self.in_jobs(value) if name == "jobs" else change(value)
+            name: self.in_jobs(value)
+            if name == "jobs"
+            else change(value)
             if isinstance(value, str)
             else value
             for name, value in args.items()
