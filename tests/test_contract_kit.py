@@ -141,21 +141,66 @@ def test_plugin_that_is_not_found(run_kit: Callable[..., str]) -> None:
     assert "there is no plugin 'misspelt' with execute_on_external, only Right" in printed
     assert "1 failed" in printed
     assert "passed" not in printed
-    assert len(printed.splitlines()) < 20
+    assert len(printed.splitlines()) < 25
 
 
-def test_plugin_that_cannot_be_loaded(run_kit: Callable[..., str], tmp_path: Path) -> None:
-    """A plugin whose import fails is reported with the reason, once."""
-    dist_info = tmp_path / "broken_plugin-1.0.dist-info"
+def install(folder: Path, name: str, source: str) -> None:
+    """Put a distribution with one plugin, whose module has the plugin's name, into a folder."""
+    (folder / f"{name}.py").write_text(source)
+    dist_info = folder / f"{name}-1.0.dist-info"
     dist_info.mkdir()
-    (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: b\nVersion: 1.0\n")
-    (dist_info / "entry_points.txt").write_text("[procrastinate_extconn]\nbroken = no_module\n")
+    (dist_info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (dist_info / "entry_points.txt").write_text(f"[procrastinate_extconn]\n{name} = {name}\n")
+
+
+IS_ASYNC = """
+from procrastinate_extconn import hookimpl
+
+@hookimpl
+async def execute_on_external(conn, query, args):
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        (IS_ASYNC, "is an async def, which would claim every connection"),
+    ],
+    ids=["import", "async-def"],
+)
+def test_plugin_that_cannot_be_loaded(
+    run_kit: Callable[..., str], tmp_path: Path, source: str, reason: str
+) -> None:
+    """A plugin that is left out is reported with the reason, once."""
+    install(tmp_path, "broken", source)
     printed = run_kit("""
         class TestMine(PluginContract):
             kinds = (Right.kind()._replace(plugin="broken"),)
         """)
-    assert "the plugin 'broken' could not be loaded: ModuleNotFoundError" in printed
+    assert "the plugin 'broken' could not be loaded: " in printed
+    assert reason in printed
     assert "1 failed" in printed
+
+
+def test_plugin_that_imports_its_driver(run_kit: Callable[..., str], tmp_path: Path) -> None:
+    """A plugin that imports its driver when it is loaded is caught."""
+    source = """
+        import sqlite3
+        from broken_plugins import Right
+        describe_external = Right.plugin.describe_external
+        execute_on_external = Right.plugin.execute_on_external
+        """
+    install(tmp_path, "eager", textwrap.dedent(source))
+    printed = run_kit(
+        """
+        class TestMine(PluginContract):
+            kinds = (Right.kind()._replace(plugin="eager", requires=("sqlite3",)),)
+        """,
+        *("-k", "imports_no_driver"),
+    )
+    assert "why: loading eager imports sqlite3" in printed
 
 
 OPENS = """

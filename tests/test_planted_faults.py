@@ -21,6 +21,7 @@ import broken_plugins, pytest
 import procrastinate_extconn as extconn
 from broken_plugins import pools
 from procrastinate_extconn.testing import PluginContract
+from procrastinate_extconn.testing.contract import interruptions, pools as contract_pools
 
 RIGHT = [broken_plugins.Right, broken_plugins.RightAsync, pools.RightPool, pools.RightAsyncPool]
 ALL = {one.__name__: one for one in [*RIGHT, *broken_plugins.FAULTS]}
@@ -33,12 +34,13 @@ def registered(kind):
     yield
     extconn.unregister(plugin)
 
+interruptions.PATIENCE = contract_pools.PATIENCE = 3  # what waits for ever is caught sooner
+
 class TestFaults(PluginContract):
     kinds = [one.kind() for one in ALL.values()]
     pools = [one.pool_kind() for one in POOLS]
 """
 CLAUSES = clauses_of(PluginContract)
-LEFT_OUT = {"percent_signs"} - set(CLAUSES)
 
 
 def name_of(fault: type[Fault], clause: str) -> str:
@@ -46,7 +48,7 @@ def name_of(fault: type[Fault], clause: str) -> str:
     return f"test_{clause}[{fault.__name__}]"
 
 
-def tests_of_right() -> list[str]:
+def on_what_is_right() -> list[str]:
     """Every clause on what is right."""
     names = []
     for clause in CLAUSES.values():
@@ -65,7 +67,7 @@ def failures(
     """Run the kit on plugins that are right and on broken ones: the tests that failed, and what they said."""
     folder = tmp_path_factory.mktemp("broken")
     (folder / "test_broken.py").write_text(SUITE)
-    tests = tests_of_right() + [name_of(one, one.clause) for one in FAULTS]
+    tests = on_what_is_right() + [name_of(one, one.clause) for one in FAULTS]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml=report.xml"]
         + [f"test_broken.py::TestFaults::{test}" for test in tests],
@@ -88,7 +90,7 @@ def failures(
 
 def test_what_is_right_passes(failures: dict[str, str]) -> None:
     """A plugin that keeps the contract passes every clause in the same run."""
-    assert {test: failures[test] for test in tests_of_right() if test in failures} == {}
+    assert {test: failures[test] for test in on_what_is_right() if test in failures} == {}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -100,7 +102,6 @@ def test_fault_is_caught(fault: type[Fault], failures: dict[str, str]) -> None:
     assert fault.why in text.partition("why: ")[2]
 
 
-@pytest.mark.parametrize("clause", CLAUSES)
-def test_each_clause_has_a_fault(clause: str) -> None:
-    """Each clause is broken by a fault that was planted for it."""
-    assert clause in {fault.clause for fault in FAULTS}
+def test_each_clause_has_a_fault() -> None:
+    """Each clause is broken by a fault that was planted for it; `test_contract_kit` has one of an installed plugin."""
+    assert set(CLAUSES) - {fault.clause for fault in FAULTS} == {"imports_no_driver"}

@@ -21,6 +21,7 @@ from .parameters import Faulty, parameters
 from .pools import PoolClauses
 from .session import SessionClauses
 from .states import StateClauses
+from .surroundings import SurroundingsClauses
 from .transactions import TransactionClauses
 from .trial import ContractBroken
 
@@ -35,6 +36,7 @@ class PluginContract(
     MismatchClauses,
     StateClauses,
     ErrorClauses,
+    SurroundingsClauses,
     SessionClauses,
     FidelityClauses,
     TransactionClauses,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from procrastinate.exceptions import (
@@ -120,8 +121,8 @@ class ErrorClauses:
         """If the plugin has `read_external_error`, it reads what the server said, as text or None."""
         if caller.kind.plugin not in plugins().names("read_external_error"):
             return
-        _take_lock(caller)
-        error = await caller.error_of(caller.defer(new_job(queueing_lock=LOCK)))
+        await caller.execute("INSERT INTO orders VALUES (1)")
+        error = await caller.error_of(caller.execute("INSERT INTO orders VALUES (1)"))
         assert error is not None
         read = [said for one in chain(error) if (said := plugins().read_error(one))]
         must(read, "it knows none of the errors of its driver", error)
@@ -137,19 +138,19 @@ class ErrorClauses:
     async def test_no_secrets(self, caller: Caller) -> None:
         """The error for a job or value that PostgreSQL cannot store does not quote it."""
         await caller.execute("SAVEPOINT contract")
-        attempts = (
-            caller.defer(new_job({"private": PRIVATE, "nul": "\0"})),
-            caller.query("SELECT CAST(%(text)s::text AS bigint) AS n", text=PRIVATE),
-        )
-        for attempt in attempts:
-            error = await caller.error_of(attempt)
-            must(
-                isinstance(error, ConnectorException),
-                f"{what(error)} instead of ConnectorException",
-                error,
-            )
-            must(PRIVATE not in f"{error} {error!r}", "the text quotes it")
-            await caller.execute("ROLLBACK TO SAVEPOINT contract")
+        await _fails_in_secret(caller, caller.defer(new_job({"private": PRIVATE, "nul": "\0"})))
+        await caller.execute("ROLLBACK TO SAVEPOINT contract")
+        number = "SELECT CAST(%(text)s::text AS bigint) AS n"
+        await _fails_in_secret(caller, caller.query(number, text=PRIVATE))
+
+    @clause()
+    async def test_next_call_after_an_error(self, caller: Caller) -> None:
+        """After an error, and a rollback to a savepoint by the caller, the next call works."""
+        await caller.execute("SAVEPOINT contract")
+        await caller.error_of(caller.query(_FAILS, zero=0))
+        await caller.execute("ROLLBACK TO SAVEPOINT contract")
+        error = await caller.error_of(caller.defer())
+        must(error is None, f"{what(error)} by a job after an error", error)
 
     @clause()
     async def test_failed_transaction(self, caller: Caller) -> None:
@@ -236,6 +237,16 @@ class ErrorClauses:
         must(found == waiting, f"the id is {found}, not {waiting}")
         must(caller.database.sees(first), "the job before it was lost")
         must(caller.database.sees(last), "the job after it was lost")
+
+
+async def _fails_in_secret(caller: Caller, attempt: Awaitable[object]) -> None:
+    error = await caller.error_of(attempt)
+    must(
+        isinstance(error, ConnectorException),
+        f"{what(error)} instead of ConnectorException",
+        error,
+    )
+    must(PRIVATE not in f"{error} {error!r}", "the text quotes it")
 
 
 def _take_lock(caller: Caller) -> int:

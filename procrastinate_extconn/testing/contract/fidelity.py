@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 
-from .caller import Caller, new_job
+from .caller import Caller, new_job, what
 from .clause import clause, must
 from .examples import INSTANT, INSTANTS, LONG, TEXTS, difficult_jobs, difficult_values
 
 _VALUES = """
     SELECT %(boolean)s::boolean AS boolean, %(bigint)s::bigint AS bigint, %(float)s::float8 AS float,
            %(text)s::text AS text, %(timestamptz)s::timestamptz AS timestamptz,
-           %(text)s::text AS again, '100%%' AS percent, ':name $1 ? {}' AS literal
+           %(text)s::text AS again, '100%%' AS percent, ':name $1 ? {} ;  -- /* %%s' AS literal
 """
 _HOSTILE_SETTINGS = {
     "standard_conforming_strings": "off",
@@ -70,7 +71,7 @@ class FidelityClauses:
                 **sent,
                 "again": sent["text"],
                 "percent": "100%",
-                "literal": ":name $1 ? {}",
+                "literal": ":name $1 ? {} ;  -- /* %s",
             }
             must(list(rows[0]) == list(expected), f"the columns are {list(rows[0])}")
             for name, value in expected.items():
@@ -83,8 +84,35 @@ class FidelityClauses:
         expected = [{"text": "%s 100%", "rest": 2}]
         rows = await caller.query(query.format("17"))
         must(rows == expected, f"without arguments it gives {rows!r}, not {expected!r}")
-        rows = await caller.query(query.format("%(n)s::bigint"), n=17)
+        expected = [{"text": "%s 100%", "rest": 3}]
+        rows = await caller.query(query.format("%(n)s::bigint"), n=18)
         must(rows == expected, f"with arguments it gives {rows!r}, not {expected!r}")
+
+    @clause()
+    async def test_placeholders(self, caller: Caller) -> None:
+        """Each placeholder gets its own value, however many there are, whatever their names, order and repetitions."""
+        names = ["a", "ab", "a_b", "a1", "a11", "abc", "b", "A", "n", "nn", "lock", "queueing_lock"]
+        sent = {name: 10 + n for n, name in enumerate(reversed(names))}
+        columns = [f'%({name})s::bigint AS "{name}"' for name in names]
+        columns += [f'%({name})s::bigint + 100 AS "{name} again"' for name in reversed(names)]
+        rows = await caller.query("SELECT " + ",\n  ".join(columns), **sent)
+        expected = {name: sent[name] for name in names}
+        expected |= {f"{name} again": sent[name] + 100 for name in reversed(names)}
+        must(rows == [expected], f"it gives {rows!r}, not {[expected]!r}")
+
+    @clause()
+    async def test_unstorable_texts(self, caller: Caller) -> None:
+        """A text that PostgreSQL cannot store, with a NUL or half a surrogate pair, is refused and not changed."""
+        for text in ("nul \0.", "half \ud83e."):
+            await caller.execute("SAVEPOINT contract")
+            attempt = caller.query("SELECT %(text)s::text AS text", text=text)
+            error = await caller.error_of(attempt)
+            must(
+                isinstance(error, ConnectorException),
+                f"for {text!r}, {what(error)} instead of ConnectorException",
+                error,
+            )
+            await caller.execute("ROLLBACK TO SAVEPOINT contract")
 
     @clause()
     async def test_other_time_zone(self, caller: Caller) -> None:
@@ -129,8 +157,11 @@ class FidelityClauses:
         )
         must(len(rows) == _MANY, f"of {_MANY} rows, {len(rows)} arrived")
         must(rows == [{"n": n, "rest": n % 7} for n in range(1, _MANY + 1)], "rows are mixed up")
-        [row] = await caller.query("SELECT repeat('x', 300000) || 'end' AS text")
-        must(row["text"] == "x" * 300_000 + "end", f"of 300,003 characters, {len(row['text'])} are")
+        [row] = await caller.query("SELECT repeat('x', 2000000) || 'end' AS text")
+        must(
+            row["text"] == "x" * 2_000_000 + "end",
+            f"of 2,000,003 characters, {len(row['text'])} are",
+        )
         names = ["UPPER", "a b", "ünï", "n" * 63, *(f"c{n}" for n in range(120))]
         columns = ", ".join(f'{n} AS "{name}"' for n, name in enumerate(names))
         rows = await caller.query(f"SELECT {columns}")

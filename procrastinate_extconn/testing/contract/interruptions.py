@@ -10,8 +10,8 @@ from typing import Any
 from .caller import Caller
 from .clause import clause, must
 
-_PATIENCE = 10.0
-_SLEEP = "SELECT 1 AS one FROM pg_sleep(15)"
+PATIENCE = 5.0
+_SLEEP = "SELECT 1 AS one FROM pg_sleep(8)"
 _SLEEPS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active')"
 _LIVES = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
 
@@ -39,7 +39,7 @@ class InterruptionClauses:
         await asyncio.wait([canceller])
         getattr(this, "uncancel", int)()
         must(not outcome, f"the cancellation is swallowed: the call {outcome}", error)
-        must(took < _PATIENCE, f"the call goes on for {took:.0f} seconds after it was cancelled")
+        must(took < PATIENCE, f"the call goes on for {took:.0f} seconds after it was cancelled")
         with suppress(Exception):
             await caller.rollback()
         await caller.close()

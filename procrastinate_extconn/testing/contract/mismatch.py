@@ -48,6 +48,7 @@ class MismatchClauses:
 
 @contextmanager
 def _nothing_unawaited() -> Generator[None]:
+    gc.collect()  # what others left is not this call's
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

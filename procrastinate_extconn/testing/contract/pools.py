@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,9 +18,10 @@ from ...sync_async import done
 from .caller import Caller, what
 from .clause import clause, must
 from .database import Database
+from .session import attributes
 from .wiretap import Wiretap
 
-_PATIENCE = 10.0
+PATIENCE = 10.0
 _TIMES = 25
 """More than a pool has connections."""
 _CHANNELS = ["procrastinate_queue_v1#q", 'Odd "channel"']
@@ -157,6 +158,19 @@ class PoolClauses:
         must(len(pids) < _TIMES, "each block has a new connection, so none is given back")
 
     @clause(on="pools")
+    async def test_pool_lends_each_its_own(self, lender: Lender) -> None:
+        """Two blocks at once have two connections; the pool of the test has at least two."""
+        lender.needs("connect_external")
+        async with lender.lent() as first:
+            await lender.insert(first, 1)
+            async with lender.lent() as second:
+                [one], [other] = await lender.query(first, _PID), await lender.query(second, _PID)
+                must(one != other, "both blocks have the same connection")
+                await lender.insert(second, 2)
+            must(lender.orders() == [2], "the second block commits with the first, or not at all")
+        must(lender.orders() == [1, 2], "the first block does not commit")
+
+    @clause(on="pools")
     async def test_pool_stays_the_callers(self, lender: Lender) -> None:
         """The pool's settings are as they were, and it is not closed."""
         lender.needs("connect_external")
@@ -194,7 +208,12 @@ class PoolClauses:
             for one in sent:
                 lender.notify(*one)
             heard = [await _next(listener.notifications) for _ in sent]
-        must(heard == sent, f"it gives {heard!r}, not {sent!r}")
+            must(heard == sent, f"it gives {heard!r}, not {sent!r}")
+            lender.notify(_CHANNELS[0], "once")
+            must(
+                await _next(listener.notifications) == (_CHANNELS[0], "once"),
+                "a notification comes twice",
+            )
 
     @clause(on="pools")
     async def test_listener_runs_statements(self, lender: Lender) -> None:
@@ -204,7 +223,7 @@ class PoolClauses:
             waiting = asyncio.ensure_future(_next(listener.notifications))
             await asyncio.sleep(0)
             for n in range(3):
-                await asyncio.wait_for(lender.insert(listener.conn, n), _PATIENCE)
+                await asyncio.wait_for(lender.insert(listener.conn, n), PATIENCE)
                 must(lender.orders()[-1:] == [n], "a statement is not committed by itself")
             lender.notify(_CHANNELS[0], "after it")
             must(await waiting == (_CHANNELS[0], "after it"), "the notification after it is lost")
@@ -225,14 +244,22 @@ class PoolClauses:
     async def test_listener_is_tidied_up(self, lender: Lender) -> None:
         """Afterwards no connection of the pool listens, and the pool has all of them back."""
         lender.needs("listen_external", "connect_external")
-        for _ in range(_TIMES):
-            async with lender.listening(*_CHANNELS):
-                pass
-        async with AsyncExitStack() as stack:
-            conn = await stack.enter_async_context(lender.lent())
+        async with lender.lent() as conn:
+            before = attributes(conn)
+        for n in range(_TIMES):
+            with suppress(_OnPurpose):
+                async with lender.listening(*_CHANNELS):
+                    if n % 2:
+                        raise _OnPurpose
+        async with lender.lent() as conn:
             [row] = await lender.query(conn, _LISTENS)
             must(row["n"] == 0, "a connection in the pool still listens")
-            must(describe(conn).state != "autocommit", "a connection in the pool commits by itself")
+            for name, value in attributes(conn).items():
+                was = before.get(name)
+                must(
+                    not isinstance(value, bool) or was == value,
+                    f"a connection in the pool has {name} = {value!r}, where it was {was!r}",
+                )
 
     @clause(on="pools")
     async def test_listener_ends_with_its_connection(self, lender: Lender) -> None:
@@ -244,10 +271,8 @@ class PoolClauses:
                 waiting = asyncio.ensure_future(_end(listener.notifications))
                 await asyncio.sleep(0)
                 lender.database.value("SELECT pg_terminate_backend(%s)", row["pid"])
-                ended, _ = await asyncio.wait([waiting], timeout=_PATIENCE)
-        must(
-            ended, f"it waits for notifications {_PATIENCE:.0f} seconds after its connection ended"
-        )
+                ended, _ = await asyncio.wait([waiting], timeout=PATIENCE)
+        must(ended, f"it waits for notifications {PATIENCE:.0f} seconds after its connection ended")
 
 
 async def _insert_and_wait(lender: Lender, order: int, entered: asyncio.Event) -> None:
@@ -258,7 +283,7 @@ async def _insert_and_wait(lender: Lender, order: int, entered: asyncio.Event) -
 
 
 async def _next(notifications: AsyncIterator[tuple[str, str]]) -> tuple[str, str]:
-    channel, payload = await asyncio.wait_for(notifications.__anext__(), _PATIENCE)
+    channel, payload = await asyncio.wait_for(notifications.__anext__(), PATIENCE)
     return channel, payload
 
 

@@ -94,6 +94,16 @@ class StateClauses:
         await caller.rollback()
         await _state_is_true(caller)
 
+    @clause()
+    async def test_next_transaction(self, caller: Caller) -> None:
+        """After a commit, a connection that takes another statement takes another job."""
+        await caller.defer()
+        await caller.commit()
+        if await _takes_a_row(caller):
+            await caller.error_of(caller.rollback())
+            error = await caller.error_of(caller.defer())
+            must(error is None, f"{what(error)}, where the owner's statement ran", error)
+
     @clause(on="autocommit")
     async def test_autocommit(self, caller: Caller) -> None:
         """A connection that commits each statement by itself has the state ``"autocommit"``, and stays so."""

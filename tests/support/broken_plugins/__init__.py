@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from . import claims, errors, interruptions, pools, session, states, texts, transactions, values
+from . import (
+    afterthoughts,
+    claims,
+    errors,
+    interruptions,
+    pools,
+    session,
+    states,
+    texts,
+    transactions,
+    values,
+)
 from .base import Fault, Right, RightAsync, faults
 
 FAULTS = faults(Fault)
@@ -12,6 +23,7 @@ __all__ = [
     "Fault",
     "Right",
     "RightAsync",
+    "afterthoughts",
     "claims",
     "errors",
     "interruptions",

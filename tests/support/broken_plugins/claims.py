@@ -100,17 +100,6 @@ class ClaimsByState(Fault):
         return super().is_mine(conn) and not conn.raw.closed
 
 
-class IsAsync(Fault):
-    """Is an ``async def``, whose coroutine would claim every connection."""
-
-    clause = "is_found"
-    why = "is an async def, which would claim every connection"
-
-    @hookimpl
-    async def execute_on_external(self, conn: Any, query: str, args: Mapping[str, Any]) -> Any:
-        return super().execute_on_external(conn, query, args)
-
-
 class NamesKindsOfOthers(Fault):
     """Names kinds that belong to another plugin."""
 

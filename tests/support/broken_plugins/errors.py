@@ -50,8 +50,8 @@ class CommitsOnError(OnError):
 class ClosesOnError(OnError):
     """Closes what has failed."""
 
-    clause = "error_is_the_drivers"
-    why = ""
+    clause = "rollback_is_the_callers"
+    why = "the connection is closed"
 
     def failed(self, raw: Any, exc: psycopg.Error, args: dict[str, Any]) -> Any:
         raw.close()
@@ -179,3 +179,29 @@ class Reconnects(OnError):
         if not isinstance(exc, psycopg.OperationalError):
             raise exc
         return [{"id": 1}]
+
+
+class ReadsTheWrongLock(Fault):
+    """Reads the first lock of a batch from the error, whichever was taken."""
+
+    clause = "taken_lock_in_a_batch"
+    why = "its lock is 'free'"
+
+    @hookimpl
+    def read_external_error(self, error: BaseException) -> Any:
+        if not isinstance(error, psycopg.errors.UniqueViolation):
+            return None
+        constraint = "procrastinate_jobs_queueing_lock_idx_v1"
+        return Diagnostic("23505", "duplicate key", "Key (queueing_lock)=(free)", constraint)
+
+
+class ReadsNoLocks(Fault):
+    """Refuses what asks for the holder of a lock."""
+
+    clause = "on_conflict_existing"
+    why = "NotImplementedError"
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        if "queueing_lock" in query:
+            raise NotImplementedError
+        return super().execute(raw, query, args)

@@ -205,7 +205,8 @@ class AsyncPoolFault(PoolFault):
     async def notifications(self, raw: Any) -> AsyncIterator[tuple[str, str]]:
         """Look for notifications in turn with statements."""
         while True:
-            async for notify in raw.notifies(timeout=0.02):
+            found = [notify async for notify in raw.notifies(timeout=0.02)]
+            for notify in found:
                 yield notify.channel, notify.payload
 
 
@@ -279,7 +280,7 @@ class LeavesAutocommit(AsyncPoolFault):
     """Gives a connection back that commits each statement."""
 
     clause = "listener_is_tidied_up"
-    why = "in the pool commits by itself"
+    why = "a connection in the pool has autocommit = True"
 
     async def give_back(self, pool: Pool, raw: Any) -> None:
         await raw.execute("UNLISTEN *")

@@ -132,7 +132,7 @@ class PreparesInTheProtocol(Fault):
 class ForgetsListening(RunsMore):
     """Tidies the session up."""
 
-    clause = "settings_of_the_callers"
+    clause = "settings_of_earlier_transactions"
     why = "the plugin leaves another listened channel: none, where it was of_the_caller"
     after = "UNLISTEN *"
 

@@ -131,20 +131,22 @@ class SpeaksAnotherDialect(Fault):
         return super().describe(raw)._replace(dialect="postgres")
 
 
-class CallsEachCommitIdle(Fault):
+class ServesOneTransaction(Fault):
     """Takes a connection for closed once its first transaction has ended."""
 
-    clause = "state_after_commit"
-    why = "the state is 'closed'"
+    clause = "next_transaction"
+    why = "UnusableConnection was raised, where the owner's statement ran"
     begun: ClassVar[set[int]] = set()
 
     def describe(self, raw: Any) -> Description:
         found = super().describe(raw)
-        if found.state == "in_transaction":
-            self.begun.add(id(raw))
-        elif id(raw) in self.begun:
+        if found.state == "idle" and id(raw) in self.begun:
             return found._replace(state="closed")
         return found
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        self.begun.add(id(raw))
+        return super().execute(raw, query, args)
 
 
 class CountsOnItsOwn(Fault):
@@ -169,3 +171,54 @@ class BreaksOnClosed(Fault):
         if raw.closed:
             raise AttributeError("pgconn")
         return super().describe(raw)
+
+
+class SuspectsAutocommit(Fault):
+    """Takes a connection without a transaction for one that commits by itself."""
+
+    clause = "state_at_first"
+    why = "the state is 'autocommit', but statements wait for a commit"
+
+    def describe(self, raw: Any) -> Description:
+        found = super().describe(raw)
+        return found._replace(state="autocommit") if found.state == "idle" else found
+
+
+class SuspectsItAfterCommit(SuspectsAutocommit):
+    """Does so after a commit."""
+
+    clause = "state_after_commit"
+
+
+class SuspectsItAfterRollback(SuspectsAutocommit):
+    """Does so after a rollback."""
+
+    clause = "state_after_rollback"
+
+
+class BeginsAgain(Fault):
+    """Rolls a failed transaction back by itself, and says nothing."""
+
+    clause = "failed_transaction"
+    why = "nothing was raised instead of ConnectorException"
+
+    def describe(self, raw: Any) -> Description:
+        found = super().describe(raw)
+        return found._replace(state="in_transaction") if found.state == "failed" else found
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        if raw.info.transaction_status == 3:
+            raw.rollback()
+        return super().execute(raw, query, args)
+
+
+class NamesNoFailedTransaction(BeginsAgain):
+    """Has a word of its own for a transaction that has failed."""
+
+    clause = "failed_transaction_is_named"
+    why = "ConnectorException was raised instead of UnusableConnection"
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        if raw.info.transaction_status == 3:
+            raise RuntimeError("cannot proceed")
+        return Fault.execute(self, raw, query, args)

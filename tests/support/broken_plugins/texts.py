@@ -45,7 +45,7 @@ class Strips(ChangesTexts):
     """Strips what is bound."""
 
     clause = "single_jobs_are_stored_as_sent"
-    why = "lock is stored as"
+    why = "already a job in the queue with the queueing lock"
     change = staticmethod(str.strip)
 
 
@@ -53,7 +53,7 @@ class StripsDocuments(ChangesTexts):
     """Strips what is in a document."""
 
     clause = "jobs_are_stored_as_sent"
-    why = "is stored as"
+    why = "already a job in the queue with the queueing lock"
     change = staticmethod(str.strip)
 
 
@@ -151,7 +151,7 @@ class DropsRepetitions(Fault):
     """Sends what is the same but once."""
 
     clause = "jobs_are_stored_as_sent"
-    why = "jobs were sent"
+    why = "IndexError"
 
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         if "jobs" in args:
@@ -191,9 +191,33 @@ class SplitsBatches(Fault):
     """Sends the first thousand jobs of a batch."""
 
     clause = "large_batch"
-    why = "of 2500 jobs, 1000 have an id"
+    why = "IndexError"
 
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         if "jobs" in args:
             args["jobs"] = json.dumps(json.loads(args["jobs"])[:1000])
+        return super().execute(raw, query, args)
+
+
+class EscapesBackslashes(Fault):
+    """Doubles backslashes where the session's settings once asked for that, although it binds."""
+
+    clause = "hostile_settings"
+    why = "is stored as"
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        if raw.info.parameter_status("standard_conforming_strings") == "off" and "jobs" in args:
+            args["jobs"] = args["jobs"].replace("\\\\", "\\\\\\\\")
+        return super().execute(raw, query, args)
+
+
+class DropsMicrosecondsOfJobs(Fault):
+    """Schedules to the second."""
+
+    clause = "schedule_at"
+    why = "is stored as"
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        if "jobs" in args:
+            args["jobs"] = args["jobs"].replace(".999999", "")
         return super().execute(raw, query, args)

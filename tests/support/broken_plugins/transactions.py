@@ -156,3 +156,58 @@ class LosesSavepoints(Fault):
         rows = super().execute(raw, query, args)
         raw.execute("SAVEPOINT of_the_caller")
         return rows
+
+
+class UndoesItself(Fault):
+    """Rolls its own savepoint back at the end."""
+
+    clause = "commit_keeps_row_and_job"
+    why = "the job was lost"
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        raw.execute("SAVEPOINT own")
+        rows = super().execute(raw, query, args)
+        raw.execute("ROLLBACK TO SAVEPOINT own")
+        return rows
+
+
+class CommitsTheSeventh(Fault):
+    """Commits now and then, so that no transaction grows long."""
+
+    clause = "all_go_with_the_rollback"
+    why = "jobs outlived the rollback"
+    counts: ClassVar[dict[int, int]] = {}
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        rows = super().execute(raw, query, args)
+        self.counts[id(raw)] = self.counts.get(id(raw), 0) + 1
+        if self.counts[id(raw)] % 7 == 0:
+            raw.commit()
+        return rows
+
+
+class NotifiesByItself(Fault):
+    """Wakes the workers on a connection of its own."""
+
+    clause = "no_notify_at_rollback"
+    why = "a notification went out in spite of the rollback"
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        rows = super().execute(raw, query, args)
+        dsn = psycopg.conninfo.make_conninfo(raw.info.dsn, password=raw.info.password)
+        with psycopg.connect(dsn, autocommit=True) as other:
+            payload = json.dumps({"job_id": rows[0]["id"]})
+            other.execute("SELECT pg_notify('procrastinate_any_queue_v1', %s)", [payload])
+        return rows
+
+
+class ForgetsSavepoints(Fault):
+    """Leaves savepoints to the driver, which knows nothing of them."""
+
+    clause = "savepoint"
+    why = ""
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        if "SAVEPOINT" in query:
+            return []
+        return super().execute(raw, query, args)

@@ -103,7 +103,7 @@ class CutsResults(ChangesRows):
     """Cuts texts at 64 kB."""
 
     clause = "all_rows"
-    why = "of 300,003 characters, 65536 are"
+    why = "of 2,000,003 characters, 65536 are"
     change = staticmethod(lambda v: v[:65_536] if isinstance(v, str) else v)
 
 
@@ -225,7 +225,7 @@ class ForgetsPercentsWithoutArguments(Fault):
     """Passes a query without arguments on as it is."""
 
     clause = "percent_signs"
-    why = "without arguments"
+    why = "operator does not exist"
 
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         return super().execute(raw, query if args else query.replace("%%", "%%%%"), args)
@@ -250,3 +250,17 @@ class BindsOnce(Fault):
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         first, found, rest = query.partition("%(text)s")
         return super().execute(raw, first + found + rest.replace("%(text)s", "NULL"), args)
+
+
+class ShoutsStatuses(Fault):
+    """Gives the names of a status as its driver spells them."""
+
+    clause = "cancel_and_status"
+    why = "'TODO' is not a valid Status"
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        rows = super().execute(raw, query, args)
+        return [
+            {name: value.upper() if name == "status" else value for name, value in row.items()}
+            for row in rows
+        ]
