@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -171,7 +172,7 @@ class SessionClauses:
         read = "SELECT id FROM procrastinate_jobs WHERE id = %(id)s::bigint"
         await caller.execute("SELECT 1")
         for n in range(2):  # at first, a driver may ask for types
-            calls = {
+            calls: dict[str, Callable[[], Awaitable[object]]] = {
                 "one job": partial(caller.defer, new_job({"n": n})),
                 "a batch of 150": partial(caller.defer, *(new_job({"n": n}) for _ in range(150))),
                 "a query with rows": partial(caller.query, read, id=1),

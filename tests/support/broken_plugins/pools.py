@@ -132,7 +132,7 @@ class LeavesSettings(PoolFault):
     """Sets what it would rather have on the pool's connections."""
 
     clause = "pool_stays_the_callers"
-    why = "the second transaction has other settings than the first"
+    why = "a later transaction has other settings than the first"
     count: ClassVar[int] = 0
 
     @contextlib.contextmanager
