@@ -54,7 +54,7 @@ class Caller:
     :param database: where it leads.
     """
 
-    def __init__(self, kind: Kind, held: Held, database: Database) -> None:
+    def __init__(self, kind: Kind, held: Any, database: Database) -> None:
         must(isinstance(held, Held), f"`open` should yield a `Held`: it yielded {held!r}")
         self.kind = kind
         self.conn: Any = held.conn
@@ -62,7 +62,7 @@ class Caller:
         self.wiretap: Wiretap | None = None
         self.gone = False
         """Whether the connection was ended, so that giving it back may fail."""
-        self._held = held
+        self._held: Held = held
 
     @property
     def other(self) -> Caller:

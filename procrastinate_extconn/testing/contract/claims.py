@@ -14,7 +14,7 @@ from ...hookspecs import PROJECT_NAME
 from ...plugins import plugins
 from ...sync_async import discard, done
 from .caller import Caller, what
-from .clause import clause, must
+from .clause import Broken, clause, must
 
 _ABOUT_OTHERS: dict[str, dict[str, Any]] = {
     "describe_external": {},
@@ -50,9 +50,9 @@ class ClaimClauses:
             for stranger in strangers:
                 try:
                     result = call(**{call.spec.argnames[0]: stranger, **others})
-                except Exception as exc:  # noqa: BLE001 - a plugin may raise anything
+                except Exception as exc:
                     text = f"{hook} raises for {stranger!r}, which is not of its driver"
-                    must(False, text, exc)
+                    raise Broken(text) from exc
                 discard(result)
                 must(result is None, f"{hook} takes {stranger!r}")
 
@@ -109,7 +109,7 @@ async def _taken(caller: Caller, conn: Any, name: str) -> None:
     try:
         [job_id] = await caller.defer(conn=conn)
     except UnsupportedConnection as exc:
-        must(False, f"{name} is refused", exc)
+        raise Broken(f"{name} is refused") from exc
     must(not caller.database.sees(job_id), f"the job on {name} was committed at once")
     seen = await caller.execute("SELECT id FROM procrastinate_jobs")
     must(seen == [(job_id,)], f"{name} leads to another connection")

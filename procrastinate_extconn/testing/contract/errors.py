@@ -127,7 +127,7 @@ class ErrorClauses:
         read = [said for one in chain(error) if (said := plugins().read_error(one))]
         must(read, "it knows none of the errors of its driver", error)
         for said in read:
-            facts: tuple[Any, ...] = said
+            facts: list[Any] = [*said]
             wrong = [fact for fact in facts if not isinstance(fact, (str, type(None)))]
             must(not wrong, f"it gives {wrong!r}, where a text or None is due")
             must(

@@ -66,9 +66,6 @@ INSTANTS = (
 )
 
 _NUMBERS = (*INTEGERS, *FLOATS, -0.0, 2**70, -(10**40), True, False, None)
-_NESTED: Any = 1
-for _ in range(60):
-    _NESTED = {"in": [_NESTED]}
 
 
 def difficult_jobs() -> list[Job]:
@@ -81,11 +78,15 @@ def difficult_jobs() -> list[Job]:
     jobs += [new_job({"number": number, "in": [number]}) for number in _NUMBERS]
     jobs += [new_job({"at": n}, scheduled_at=instant) for n, instant in enumerate(INSTANTS)]
     jobs += [new_job({"n": n}, priority=n) for n in (0, 1, -1, 2**31 - 1, -(2**31))]
-    documents: list[dict[str, Any]] = [{}, {"": {}}, {"list": []}, {"nested": _NESTED}]
+    documents: list[dict[str, Any]] = [{}, {"": {}}, {"list": []}, {"nested": _nested(60)}]
     documents += [{"long": LONG}, {f"key {n}": n for n in range(300)}]
     jobs += [new_job(document) for document in documents]
     jobs += [new_job({"same": 1}) for _ in range(2)]
     return jobs + list(_random_jobs(100))
+
+
+def _nested(depth: int) -> Any:
+    return {"in": [_nested(depth - 1)]} if depth else 1
 
 
 def _random_jobs(count: int) -> Iterator[Job]:

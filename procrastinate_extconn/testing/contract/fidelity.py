@@ -11,7 +11,7 @@ from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 
 from .caller import Caller, new_job, what
-from .clause import clause, must
+from .clause import Broken, clause, must
 from .examples import INSTANT, INSTANTS, LONG, TEXTS, difficult_jobs, difficult_values
 
 _VALUES = """
@@ -221,7 +221,7 @@ def _came_back(name: str, value: Any, sent: Any) -> None:
         must(value == sent, f"{name} came back as {value}, not {sent}")
     # -0.0 equals 0.0, and True equals 1.
     elif (type(value), repr(value)) != (type(sent), repr(sent)):
-        must(False, f"{name} came back as {_short(value)}, not {_short(sent)}")
+        raise Broken(f"{name} came back as {_short(value)}, not {_short(sent)}")
 
 
 def _short(value: object) -> str:

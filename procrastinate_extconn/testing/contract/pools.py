@@ -266,6 +266,7 @@ class PoolClauses:
     async def test_listener_ends_with_its_connection(self, lender: Lender) -> None:
         """When its connection is lost, the notifications end or raise, instead of waiting for ever."""
         lender.needs("listen_external")
+        ended: set[Any] = set()
         with suppress(Exception):
             async with lender.listening(*_CHANNELS) as listener:
                 [row] = await lender.query(listener.conn, _PID)

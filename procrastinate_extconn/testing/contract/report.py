@@ -56,8 +56,8 @@ def breach(clause: Clause, plugin: str, kind: str, reason: str, below: Iterable[
 
 def without_secrets(text: str, *dsns: str) -> str:
     """*text* without an address or a password in it."""
+    text = re.sub(r"\bpostgres(?:ql)?(?:\+\w+)?://[^\s'\"]+", "<DSN>", text)
     for dsn in dsns:
-        text = text.replace(dsn, "<DSN>")
         password = conninfo_to_dict(dsn).get("password")
         for secret in {str(password), quote(str(password), safe="")} if password else ():
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "<password>", text)
@@ -66,7 +66,8 @@ def without_secrets(text: str, *dsns: str) -> str:
 
 def where(thread: int | None) -> list[str]:
     """Where a thread that has not come back stands."""
-    frame = sys._current_frames().get(thread or 0)
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - it is documented
+    frame = frames.get(thread or 0)
     return _shown(traceback.extract_stack(frame)) if frame else []
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from ...exceptions import OutsideTransaction, UnusableConnection
-from ...hookspecs import Description
 from ...options import external
 from ...plugins import plugins
 from ...sync_async import done
@@ -37,11 +36,11 @@ class StateClauses:
     async def test_description_is_of_the_contract(self, caller: Caller) -> None:
         """Each field of the description is one that the contract knows, in every state."""
         for _ in range(2):
-            description: Description = caller.describe()
+            description: Any = caller.describe()
             states = ("idle", "in_transaction", "autocommit", "failed", "closed", "unknown")
             must(description.state in states, f"the state is {description.state!r}")
             must(isinstance(description.driver, str), f"its driver is {description.driver!r}")
-            begin: Any = description.begin
+            begin = description.begin
             must(begin is None or (isinstance(begin, str) and begin), f"begin is {begin!r}")
             must(description.dialect == "postgresql", f"the dialect is {description.dialect!r}")
             await caller.defer()
