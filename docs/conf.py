@@ -16,7 +16,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "benchmarks"]
 default_role = "py:obj"
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
+myst_substitutions = {"version": release}
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -37,7 +38,8 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
-html_title = project
+html_title = f"{project} {release}"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 copybutton_exclude = ".linenos, .gp, .go"

@@ -1,122 +1,189 @@
-"""A failed statement leaves the caller's transaction usable, and a taken queueing lock can be no failure at all."""
+"""A taken queueing lock need be no error, and a failed defer need not cost the caller's transaction.
+
+No savepoint of ours is ever on the caller's connection: rolling back to one would undo what another task or thread has
+sent on that connection meanwhile.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeAlias
 
-from procrastinate.exceptions import ConnectorException, UniqueViolation
-from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
+from procrastinate.exceptions import ConnectorException
 
 from . import wire
 from .hookspecs import Rows, State
-from .options import OnConflict
+from .options import External
 
 Send: TypeAlias = "Callable[[str, dict[str, Any]], Awaitable[Rows]]"
 
-_ATTEMPTS = 10
-"""How often to insert again where the job that held the lock has gone meanwhile."""
 
-_WAITING = (
-    "SELECT id, queueing_lock FROM procrastinate_jobs "
-    "WHERE status = 'todo' "
-    "AND queueing_lock = ANY(ARRAY(SELECT json_array_elements_text(CAST(%(locks)s::text AS json)))) FOR SHARE"
-)
+class ServerRefusal(Exception):
+    """An error that the server caught inside a statement of ours, with what it said."""
+
+    def __init__(self, said: dict[str, str]) -> None:
+        super().__init__(said["message"])
+        self.sqlstate = said["sqlstate"]
+        self.message = said["message"]
+        self.detail = said["detail"]
+        self.constraint_name = said["constraint"]
 
 
 async def execute(
-    send: Send, query: str, arguments: dict[str, Any], on_conflict: OnConflict, state: State
+    send: Send,
+    query: str,
+    arguments: dict[str, Any],
+    options: External,
+    state: State,
+    dumps: wire.Dumps | None,
 ) -> Rows:
-    """Run one query inside a savepoint.
+    """Defer jobs as *options* say.
 
     :param send: runs a statement on the connection.
-    :param state: the connection's state before it; outside a transaction there is no savepoint.
+    :param state: the connection's state before it. Outside a transaction there is nothing to keep.
+    :param dumps: makes JSON of a job's arguments.
+    :raises ServerRefusal: if the server refuses the jobs, and the transaction was kept.
     """
-    jobs = wire.prepare(query).jobs
-    if on_conflict == "existing" and jobs is not None:
-        return await _defer_or_find(send, query, arguments, jobs, state)
-    async with _savepoint(send, state):
-        return await send(query, arguments)
+    parameter = wire.prepare(query).jobs
+    assert parameter is not None
+    keep = options.savepoint and state != "autocommit"
+    if keep and state == "unknown":
+        keep = await _is_in_transaction(send)
+    run = functools.partial(_run_caught if keep else _run, send)
+    if options.on_conflict == "raise":
+        return await run(query, parameter, wire.encode_jobs(arguments[parameter], dumps))
+    return await _find_or_defer(run, query, parameter, arguments[parameter], dumps)
 
 
-@contextlib.asynccontextmanager
-async def _savepoint(send: Send, state: State) -> AsyncGenerator[None]:
-    if state != "autocommit":
-        try:
-            await send("SAVEPOINT procrastinate_extconn", {})
-        except ConnectorException:
-            if state != "unknown":
-                raise
-            # Nobody could say, and the server has: there is no transaction, so none can be harmed.
-            state = "autocommit"
-    try:
-        yield
-    except Exception:  # json_dumps may raise anything
-        if state != "autocommit":
-            # Where the connection is lost, that is what the caller should hear of, not of the savepoint.
-            with contextlib.suppress(ConnectorException):
-                await send("ROLLBACK TO SAVEPOINT procrastinate_extconn", {})
-                await send("RELEASE SAVEPOINT procrastinate_extconn", {})
-        raise
-    if state != "autocommit":
-        await send("RELEASE SAVEPOINT procrastinate_extconn", {})
-
-
-async def _defer_or_find(
-    send: Send, query: str, arguments: dict[str, Any], parameter: str, state: State
+async def _find_or_defer(
+    run: Callable[[str, str, str], Awaitable[Rows]],
+    query: str,
+    parameter: str,
+    jobs: list[Any],
+    dumps: wire.Dumps | None,
 ) -> Rows:
-    jobs = arguments[parameter]
-    # A job without a lock is known by its place. Some pass a UUID for a lock.
+    # A job without a lock is known by its place.
     keys = [
-        index if (lock := job.queueing_lock) is None else str(lock)
+        index if job.queueing_lock is None else wire.lock_text(job.queueing_lock)
         for index, job in enumerate(jobs)
     ]
-    ids: dict[int | str, int] = {}
-    attempts = _ATTEMPTS
-    while True:
-        new: dict[int | str, Any] = {}
-        for key, job in zip(keys, jobs, strict=True):
-            if key not in ids:
-                new.setdefault(key, job)
-        try:
-            rows = await _insert(send, query, arguments, parameter, list(new.values()), state)
-        except UniqueViolation as exc:
-            attempts -= 1
-            if exc.constraint_name != QUEUEING_LOCK_CONSTRAINT or not attempts:
-                raise
-            conflict = exc
-        else:
-            ids.update(zip(new, (row["id"] for row in rows), strict=True))
-            return [{"id": ids[key]} for key in keys]
-        found = await _lock_waiting(send, [key for key in new if isinstance(key, str)], state)
-        if not found and await _snapshot_is_old(send):
-            raise conflict
-        ids.update(found)
+    first = dict(zip(reversed(keys), reversed(jobs), strict=True))
+    unique = {key: first[key] for key in keys}
+    rows = await run(_looking(query), parameter, wire.encode_jobs([*unique.values()], dumps))
+    ids = {row["queueing_lock"]: row["id"] for row in rows if row["queueing_lock"] is not None}
+    new = iter(row["id"] for row in rows if row["queueing_lock"] is None)
+    ids |= {key: next(new) for key in unique if key not in ids}
+    return [{"id": ids[key]} for key in keys]
 
 
-async def _insert(
-    send: Send, query: str, arguments: dict[str, Any], parameter: str, jobs: list[Any], state: State
-) -> Rows:
-    if not jobs:
-        return []
-    async with _savepoint(send, state):
-        return await send(query, {**arguments, parameter: jobs})
+# The jobs that are found are locked until the transaction ends, so that none runs before the caller's rows are visible.
+# They come with their queueing lock, new jobs without.
+_LOOKING = """
+WITH jobs AS (
+    SELECT job, pg_catalog.row_number() OVER () AS number FROM (SELECT RECORDS AS job) AS sent
+), holders AS MATERIALIZED (
+    SELECT id, queueing_lock FROM procrastinate_jobs
+    WHERE status = 'todo' AND queueing_lock = ANY(ARRAY(SELECT (job).queueing_lock FROM jobs))
+    FOR SHARE
+), new AS (
+    DEFER
+)
+SELECT CAST(queueing_lock AS pg_catalog.text) AS queueing_lock, id FROM holders
+UNION ALL
+SELECT NULL, id FROM new"""
+_FREE = (
+    "ARRAY(SELECT job FROM jobs WHERE NOT EXISTS (SELECT FROM holders "
+    "WHERE holders.queueing_lock = (jobs.job).queueing_lock) ORDER BY number)"
+)
 
 
-async def _lock_waiting(send: Send, locks: list[str], state: State) -> dict[str, int]:
-    """The jobs that wait under *locks*, locked until the caller's transaction ends.
-
-    Outside the savepoint of the insert: rolling back to that one would give the row locks up again.
-    """
-    async with _savepoint(send, state):
-        # One text: in an array, pg8000 sends a lock that reads null as NULL.
-        rows = await send(_WAITING, {"locks": json.dumps(locks, ensure_ascii=False)})
-    return {row["queueing_lock"]: row["id"] for row in rows}
+@functools.lru_cache(maxsize=16)
+def _looking(query: str) -> str:
+    """*query* for the jobs whose queueing locks are free, and the jobs that hold the others."""
+    records, array = wire.records(query)
+    deferring = wire.prepare(query).query.strip().rstrip(";").replace(array, _FREE)
+    return _LOOKING.replace("RECORDS", records).replace("DEFER", deferring)
 
 
-async def _snapshot_is_old(send: Send) -> bool:
-    """Whether this transaction would never see the job that is in the way, however often it looks."""
-    rows = await send("SELECT current_setting('transaction_isolation') AS isolation", {})
-    return rows[0]["isolation"] in ("repeatable read", "serializable")
+async def _run(send: Send, query: str, parameter: str, jobs: str) -> Rows:
+    return await send(wire.prepare(query).query, {parameter: jobs})
+
+
+# An exception block of PL/pgSQL is a savepoint inside one statement, which nobody else can queue in. It takes no
+# parameter and returns no row, so both go through a setting that is local to the transaction.
+
+_in_use: set[int] = set()
+_using = threading.Lock()
+
+
+@contextlib.contextmanager
+def _setting() -> Generator[str]:
+    """The name of a setting that no other call uses now. Few names serve all: the server keeps each one."""
+    with _using:
+        number = next(number for number in itertools.count() if number not in _in_use)
+        _in_use.add(number)
+    try:
+        yield f"procrastinate_extconn.call_{number}"
+    finally:
+        with _using:
+            _in_use.remove(number)
+
+
+_CATCHING = """
+DO LANGUAGE plpgsql $extconn$
+DECLARE
+    code pg_catalog.text;
+    said pg_catalog.text;
+    more pg_catalog.text;
+    name pg_catalog.text;
+BEGIN
+    PERFORM pg_catalog.set_config('SETTING', (
+        SELECT CAST(pg_catalog.json_build_object(
+            'rows', coalesce(pg_catalog.json_agg(deferred), '[]')
+        ) AS pg_catalog.text)
+        FROM (QUERY) AS deferred
+    ), true);
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS
+        code = RETURNED_SQLSTATE, said = MESSAGE_TEXT, more = PG_EXCEPTION_DETAIL, name = CONSTRAINT_NAME;
+    PERFORM pg_catalog.set_config('SETTING', CAST(pg_catalog.json_build_object(
+        'sqlstate', code, 'message', said, 'detail', more, 'constraint', name
+    ) AS pg_catalog.text), true);
+END $extconn$"""
+_PUT = "SELECT pg_catalog.set_config('SETTING', CAST(%(jobs)s AS pg_catalog.text), true) AS jobs"
+_GET = "SELECT pg_catalog.current_setting('SETTING') AS said"
+
+
+@functools.lru_cache(maxsize=64)
+def _catching(query: str, parameter: str) -> str:
+    """*query* inside an exception block, its parameter and its rows in a setting."""
+    query = wire.prepare(query).query.strip().rstrip(";")
+    put = query.replace(f"%({parameter})s", "pg_catalog.current_setting('SETTING')")
+    return _CATCHING.replace("QUERY", put)
+
+
+async def _run_caught(send: Send, query: str, parameter: str, jobs: str) -> Rows:
+    with _setting() as setting:
+        await send(_PUT.replace("SETTING", setting), {"jobs": jobs})
+        await send(_catching(query, parameter).replace("SETTING", setting), {})
+        [row] = await send(_GET.replace("SETTING", setting), {})
+    said = json.loads(row["said"])
+    if "rows" not in said:
+        raise ServerRefusal(said)
+    rows: Rows = said["rows"]
+    return rows
+
+
+async def _is_in_transaction(send: Send) -> bool:
+    """Ask the server, where nobody else could say. The savepoint is released at once, so it undoes nothing."""
+    try:
+        await send("SAVEPOINT procrastinate_extconn", {})
+    except ConnectorException:
+        return False
+    await send("RELEASE SAVEPOINT procrastinate_extconn", {})
+    return True

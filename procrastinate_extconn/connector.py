@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Awaitable
 from typing import Any
@@ -13,8 +12,8 @@ from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
-from .guard import POSTGRESQL, READY, guard, warn
-from .hookspecs import Rows
+from .guard import READY, guard, require_postgresql, warn
+from .hookspecs import Rows, State
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
@@ -68,36 +67,61 @@ class ExternalConnector(OneBodyConnector):
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
+            require_postgresql(self._conn, description)
             if description.is_async is not is_async:
                 raise self._mismatch(is_async=is_async)
-            if description.state not in READY or description.dialect != POSTGRESQL:
+            if description.state not in READY:
                 guard(self._conn, description, query, self._mode or layer.outside_transaction)
         options = self._options
-        if options is None or not (options.savepoint or options.on_conflict == "existing"):
+        if (
+            options is None
+            or not (options.savepoint or options.on_conflict == "existing")
+            or wire.prepare(query).jobs is None
+        ):
             return self._send(query, arguments, is_async=is_async)
-        send = functools.partial(self._send_isolated, is_async=is_async)
         state = description.state if description else "unknown"
-        rows = conflicts.execute(send, query, arguments, options.on_conflict, state)
+        rows = self._defer(query, arguments, options, state, is_async=is_async)
         return rows if is_async else finish(rows)
+
+    async def _defer(
+        self,
+        query: str,
+        arguments: dict[str, Any],
+        options: External,
+        state: State,
+        *,
+        is_async: bool,
+    ) -> Rows:
+        async def send(query: str, arguments: dict[str, Any]) -> Rows:
+            return await done(self._send(query, arguments, is_async=is_async))
+
+        try:
+            return await conflicts.execute(send, query, arguments, options, state, self.json_dumps)
+        except conflicts.ServerRefusal as exc:
+            error = self._translated(exc, arguments, kept=True)
+        try:
+            raise error
+        finally:
+            del error
 
     # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
 
     def _send(
-        self, query: str, arguments: dict[str, Any], *, is_async: bool, isolated: bool = False
+        self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows | Awaitable[Rows]:
         query, args = wire.encode(query, arguments, self.json_dumps)
         try:
             result = plugins().execute(self._conn, query, args)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
-            error = self._translated(exc, arguments, isolated=isolated)
+            error = self._translated(exc, arguments)
         else:
             if isinstance(result, list):
                 if is_async:
                     self._at_once()
                 return self._decoded(result, query)
             if is_async:
-                return self._receive(result, query, arguments, isolated=isolated)
+                return self._receive(result, query, arguments)
             if inspect.isawaitable(result):
                 discard(result)
                 error = self._mismatch(is_async=is_async)
@@ -109,12 +133,12 @@ class ExternalConnector(OneBodyConnector):
             del error
 
     async def _receive(
-        self, result: Awaitable[Rows], query: str, arguments: dict[str, Any], *, isolated: bool
+        self, result: Awaitable[Rows], query: str, arguments: dict[str, Any]
     ) -> Rows:
         try:
             rows = await result
         except Exception as exc:  # noqa: BLE001
-            error = self._translated(exc, arguments, isolated=isolated)
+            error = self._translated(exc, arguments)
         else:
             return self._decoded(rows, query)
         try:
@@ -122,13 +146,8 @@ class ExternalConnector(OneBodyConnector):
         finally:
             del error
 
-    async def _send_isolated(
-        self, query: str, arguments: dict[str, Any], *, is_async: bool
-    ) -> Rows:
-        return await done(self._send(query, arguments, is_async=is_async, isolated=True))
-
     def _translated(
-        self, exc: Exception, arguments: dict[str, Any], *, isolated: bool
+        self, exc: Exception, arguments: dict[str, Any], *, kept: bool = False
     ) -> ProcrastinateException:
         if isinstance(exc, ProcrastinateException):
             return exc
@@ -142,7 +161,7 @@ class ExternalConnector(OneBodyConnector):
             self._conn,
             driver=description.driver if description else type_name(type(self._conn)),
             state=state,
-            isolated=isolated,
+            kept=kept,
             locks=wire.queueing_locks(arguments),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -30,14 +31,24 @@ def type_name(cls: type) -> str:
     )
 
 
+_HOLDS = ("driver_connection", "raw_connection", "connection", "raw", "conn")
+"""The attributes in which wrappers keep the connection that they work on."""
+
+
 class Fallback:
     """Refuses what no plugin took.
 
     :param asked: gives the names of the plugins that were asked.
+    :param is_taken: whether a plugin takes an object.
     """
 
-    def __init__(self, asked: Callable[[], list[str]]) -> None:
+    def __init__(
+        self,
+        asked: Callable[[], list[str]],
+        is_taken: Callable[[object], bool] = lambda conn: False,
+    ) -> None:
         self._asked = asked
+        self._is_taken = is_taken
 
     @hookimpl(trylast=True)
     def execute_on_external(self, conn: object, query: str, args: Mapping[str, Value]) -> NoReturn:
@@ -48,9 +59,20 @@ class Fallback:
         advice = (
             missing_plugin(conn, asked)
             or _YET_TO_BE.find(conn)
+            or self._held_connection(conn)
             or 'Pass an open connection, or write a plugin: see "Write a driver plugin" in the documentation.'
         )
         return UnsupportedConnection(
             f"procrastinate-extconn does not support external connections of type {type_name(type(conn))}: "
             f"no plugin takes it (asked: {', '.join(asked)}). {advice}"
         )
+
+    def _held_connection(self, conn: object) -> str | None:
+        """What to pass instead of a wrapper, if one of its attributes is a connection that a plugin takes."""
+        for name in _HOLDS:
+            with contextlib.suppress(
+                Exception
+            ):  # an attribute may be a property that raises anything
+                if self._is_taken(getattr(conn, name)):
+                    return f"It holds one that a plugin takes: pass its `.{name}`."
+        return None

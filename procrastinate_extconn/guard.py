@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 
+from .ambient import after_commit
 from .exceptions import (
     OutsideTransaction,
     OutsideTransactionWarning,
@@ -16,8 +17,6 @@ from .hookspecs import Description, State
 from .options import OutsideMode
 from .plugins import plugins
 from .queries import writes
-
-POSTGRESQL = "postgresql"
 
 READY: tuple[State, ...] = ("in_transaction", "idle")
 """The states in which the next statement belongs to a transaction."""
@@ -37,7 +36,7 @@ def require_postgresql(conn: object, description: Description) -> None:
 
     :raises UnsupportedConnection: naming the database.
     """
-    if description.dialect != POSTGRESQL:
+    if description.dialect != "postgresql":
         raise UnsupportedConnection(
             f"procrastinate-extconn does not support external connections to {description.dialect}: this "
             f"{type_name(type(conn))} is not bound to PostgreSQL. Use one that is bound to the database with "
@@ -48,12 +47,10 @@ def require_postgresql(conn: object, description: Description) -> None:
 def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:
     """Refuse a connection that cannot run the query, and a write that would commit by itself.
 
-    :param description: of a connection that is not `READY`, or not to PostgreSQL.
-    :raises UnsupportedConnection: for another database than PostgreSQL.
+    :param description: of a connection that is not `READY`.
     :raises UnusableConnection: for a closed connection or a failed transaction.
     :raises OutsideTransaction: in mode ``"error"``, outside a transaction or where that cannot be known.
     """
-    require_postgresql(conn, description)
     state = description.state
     if state == "closed":
         raise UnusableConnection(
@@ -62,7 +59,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
     if state == "failed":
         raise UnusableConnection(
             f"the transaction on this {description.driver} connection has failed before this call: roll it back, "
-            "or roll back to a savepoint, and try again"
+            f"or roll back to a savepoint, and try again{after_commit(conn)}"
         )
     if mode == "allow" or not writes(query):
         return
@@ -72,7 +69,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         fix = f"open one with `{description.begin}`" if description.begin else "open one first"
         text = (
             f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
-            f"the job would be there whatever becomes of your rows: {fix}"
+            f"the job would be there whatever becomes of your rows: {fix}{after_commit(conn)}"
         )
         if mode == "error":
             raise OutsideTransaction(text)

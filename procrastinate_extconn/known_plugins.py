@@ -25,12 +25,31 @@ KNOWN: dict[str, tuple[str, ...]] = {
 _DRIVERS = Classes({path: driver for driver, paths in KNOWN.items() for path in paths})
 
 
-def install_line(driver: str) -> str:
-    """The command that installs the plugin for *driver*."""
-    return f"pip install procrastinate-extconn-{driver}"
+RELEASED = False
+"""Whether the distributions are on the package index. Set it with a release, and run ``docs/install_lines.py``."""
+
+
+def install_line(driver: str | None = None, extras: str = "") -> str:
+    """The command that installs the plugin for *driver*, or procrastinate-extconn itself.
+
+    :param extras: such as ``"cli"``.
+    """
+    suffix = f"[{extras}]" if extras else ""
+    if RELEASED:
+        target = "procrastinate-extconn" + (f"-{driver}" if driver else "") + suffix
+    else:
+        target = (f"./plugins/{driver}" if driver else ".") + suffix
+    return f"pip install '{target}'" if extras else f"pip install {target}"
+
+
+def where() -> str:
+    """Where to run `install_line`, to be put behind it."""
+    return "" if RELEASED else " in a clone of procrastinate-extconn"
 
 
 def missing_plugin(conn: object, installed: Collection[str]) -> str | None:
     """What to do where *conn* is of a driver whose plugin is a package that is not among the *installed* ones."""
     driver = _DRIVERS.find(conn)
-    return None if driver is None or driver in installed else f"Run `{install_line(driver)}`."
+    if driver is None or driver in installed:
+        return None
+    return f"Install procrastinate-extconn-{driver}: run `{install_line(driver)}`{where()}."

@@ -64,7 +64,7 @@ def test_without_the_extra(name: str) -> None:
     assert result.stdout == ""
     assert result.stderr == (
         f"procrastinate-extconn: the command line needs {first}, which is not installed: "
-        "run `pip install 'procrastinate-extconn[cli]'`\n"
+        "run `pip install '.[cli]'` in a clone of procrastinate-extconn\n"
     )
 
 
@@ -169,7 +169,7 @@ class TestCommand:
         before = "from procrastinate_extconn.known_plugins import KNOWN; KNOWN['imaginary'] = ()"
         result = command_line("plugins", before=before)
         assert result.returncode == 0
-        assert "  imaginary: pip install procrastinate-extconn-imaginary\n" in result.stdout
+        assert "  imaginary: pip install ./plugins/imaginary\n" in result.stdout
 
     def test_plugin_left_out(self, tmp_path: Path) -> None:
         """A plugin that does not load is listed with its reason, without a warning, and the exit status is 1."""

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ pytest.importorskip("rich")
 from click.testing import CliRunner, Result
 
 from procrastinate_extconn.cli import demo
+from procrastinate_extconn.cli.demo import report
 from procrastinate_extconn.cli.demo.interrupts import Interrupts
 from procrastinate_extconn.cli.group import cli
 
@@ -71,9 +73,9 @@ def leftovers(dsn: str, pid: int | None = None) -> list[Any]:
 
 
 def table(output: str) -> dict[str, list[str]]:
-    """Return what the table says of each kind of connection."""
+    """Return what the table says of each kind of connection, or of each plugin."""
     rows = [line.split() for line in output.splitlines()]
-    return {row[0]: row[1:] for row in rows if len(row) == 4 and {*row[1:]} <= {"yes", "no"}}
+    return {row[0]: row[-3:] for row in rows if len(row) > 3 and {*row[-3:]} <= {"yes", "no"}}
 
 
 def run(*args: str) -> Result:
@@ -93,7 +95,7 @@ def test_own_server(temporary: Path) -> None:
         "PGOPTIONS": "-c nonsense=1",
     }
     with subprocess.Popen(
-        DEMO,
+        [*DEMO, "--verbose"],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -113,6 +115,54 @@ def test_own_server(temporary: Path) -> None:
     assert "process_order.configure(connection=conn).defer(order_id=42)" in stdout
     assert not list(temporary.iterdir())
     assert not processes(temporary)
+
+
+def test_short(dsn: str) -> None:
+    """The result fits a terminal of 80 columns and 24 lines, and has a line for each plugin."""
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(cli, ["demo", "--dsn", dsn])
+    extconn.uninstall()
+    lines = [
+        part
+        for line in result.stdout.splitlines()
+        if "..." not in line
+        for part in textwrap.wrap(line, 80) or [""]
+    ]
+    assert len(lines) <= 24
+    assert all(line == line.rstrip() for line in lines)
+    shown = table(result.stdout)
+    assert len(shown) == len({kind.plugin for kind in all_kinds() if not kind.missing()})
+    assert shown["psycopg"] == ["yes"] * 3
+
+
+def test_keep(temporary: Path) -> None:
+    """With --keep the server stays, with an empty database and the ways to it, until Ctrl-C."""
+    with subprocess.Popen(
+        [*DEMO, "--keep"],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        _read_until(process.stdout, "The server runs until")
+        _read_until(process.stdout, "    export PG")
+        assert process.stdout.readline() == "\n"
+        with psycopg.connect(process.stdout.readline().strip()) as conn:
+            assert conn.info.dbname == "shop"
+            assert conn.execute("SELECT to_regclass('orders')").fetchall() == [(None,)]
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 0
+    assert stderr.endswith("Interrupted. Nothing is left behind.\n")
+    assert not list(temporary.iterdir())
+    assert not processes(temporary)
+
+
+def test_keep_on_a_given_server() -> None:
+    """--keep with --dsn is refused: there is no server of the demo's to keep."""
+    result = run("--keep", "--dsn", "postgresql:///shop")
+    assert result.exit_code == 2
+    assert "leave out --dsn" in result.output
 
 
 def test_given_server(dsn: str) -> None:
@@ -203,8 +253,9 @@ def test_not_as_it_should_be(
     odd = Kind("odd", "psycopg", ("psycopg",), False, opened)
     absent = Kind("absent", "psycopg", ("psycopg", "a_driver"), False, opened)
     kinds = (all_kinds()[0], odd, absent)
-    monkeypatch.setattr(demo, "all_kinds", lambda: kinds)
-    result = run("--dsn", dsn)
+    for module in (demo, report):
+        monkeypatch.setattr(module, "all_kinds", lambda: kinds)
+    result = run("--verbose", "--dsn", dsn)
     assert result.exit_code == 1
     assert table(result.output) == {all_kinds()[0].id: ["yes"] * 3, "odd": ["no"] * 3}
     assert f"odd: {reason}" in result.output

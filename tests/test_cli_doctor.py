@@ -189,6 +189,7 @@ def test_rolls_back_nothing_it_does_not_own(dsn: str) -> None:
     result = run("--dsn", dsn)
     assert result.exit_code == 1
     assert f"0 of {len(INSTALLED)} kinds of connection" in result.output
+    assert "every kind of connection: " in result.output
     assert "psycopg: no jobs today (SQLSTATE P0001)" in result.output
 
 
@@ -229,13 +230,26 @@ def test_no_such_database(server: TemporaryServer) -> None:
 
 
 def test_privileges(server: TemporaryServer) -> None:
-    """A role that may not use Procrastinate's tables is told what to grant."""
+    """A role that lacks privileges is told which, once for all drivers, and with the grants it defers."""
     sql(server.dsn(), "CREATE ROLE clerk LOGIN PASSWORD 'clerks own'")
-    result = run("--dsn", make_conninfo(server.dsn(), user="clerk", password="clerks own"))
+    dsn = make_conninfo(server.dsn(), user="clerk", password="clerks own")
+    sql(server.dsn(), "GRANT SELECT ON procrastinate_jobs TO clerk")
+    result = run("--dsn", dsn)
     assert result.exit_code == 1
     assert "SQLSTATE 42501" in result.output
-    assert "-> GRANT USAGE ON SCHEMA" in result.output
+    assert "\n1 problem.\n" in result.output
     assert "clerks own" not in result.output
+    [advice] = [line.partition("-> ")[2] for line in result.output.splitlines() if "GRANT" in line]
+    assert "GRANT INSERT ON procrastinate_jobs TO clerk" in advice
+    assert "SELECT ON" not in advice
+    sql(server.dsn(), *advice.split("; "))
+    assert run("--dsn", dsn).exit_code == 0
+
+
+def test_sqlalchemys_url(dsn: str) -> None:
+    """A URL as SQLAlchemy takes it is understood."""
+    result = run("--dsn", dsn.replace("postgresql://", "postgresql+asyncpg://"))
+    assert result.exit_code == 0, result.output
 
 
 Pgbouncer = Callable[[str], str]

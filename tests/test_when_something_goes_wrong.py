@@ -294,6 +294,42 @@ def no_pool(dsn: str, task: Task) -> None:
     procrastinate.App(connector=extconn.PoolConnector(dsn)).configure_task("task").defer()
 
 
+def not_patched(dsn: str, task: Task) -> None:
+    """Defer in a block on an app whose connector is not patched."""
+    extconn.uninstall()
+    extconn.patch(other := procrastinate.App(connector=procrastinate.PsycopgConnector()))
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn))
+    try:
+        with psycopg.connect(dsn) as conn, extconn.using(conn):
+            asyncio.run(_batch(app))
+    finally:
+        extconn.unpatch(other)
+
+
+async def _batch(app: procrastinate.App) -> None:
+    await app.configure_task("process_order").batch_defer_async({})
+
+
+class MyConnector(procrastinate.SyncPsycopgConnector):
+    """A connector that somebody wrote."""
+
+    def execute_query_all(self, query: Any, **arguments: Any) -> Any:
+        return []
+
+
+def an_override(dsn: str, task: Task) -> None:
+    """Defer in a block on a connector that runs its queries by itself."""
+    app = procrastinate.App(connector=MyConnector(conninfo=dsn))
+    with psycopg.connect(dsn) as conn, extconn.using(conn):
+        app.configure_task("process_order").defer()
+
+
+def forgotten(dsn: str, task: Task) -> None:
+    """Defer without a connection where that is an error."""
+    extconn.install(without_connection="error")
+    task.defer()
+
+
 CASES: list[Callable[[str, Task], None]] = [
     a_coroutine,
     a_block,
@@ -326,6 +362,9 @@ CASES: list[Callable[[str, Task], None]] = [
     in_a_pipeline,
     using_without_install,
     using_in_another_thread,
+    not_patched,
+    an_override,
+    forgotten,
     a_worker_in_a_block,
     a_worker_on_a_pool,
     no_pool,

@@ -19,7 +19,7 @@ from ..hookspecs import Description, Kind, Rows, Value, hookimpl
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
-    from psycopg.adapt import AdaptersMap
+    from psycopg.adapt import AdaptersMap, PyFormat
     from psycopg.pq.abc import PGresult
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -71,9 +71,7 @@ def execute_on_external(
 
 
 def _execute(conn: Connection[Any], query: str, args: Any) -> Rows:
-    cursor: Any = conn.cursor(row_factory=_tuple_row)
-    if _IS_RAW.find(cursor):
-        query, args = _numbered(query, args)
+    cursor, query, args = _prepared(conn, query, args)
     cursor.execute(query, args)
     if conn.pgconn.pipeline_status and _has_rows(query):
         cursor.fetchall()  # Until then, the result has not arrived.
@@ -83,15 +81,25 @@ def _execute(conn: Connection[Any], query: str, args: Any) -> Rows:
 
 
 async def _execute_async(conn: AsyncConnection[Any], query: str, args: Any) -> Rows:
-    cursor: Any = conn.cursor(row_factory=_tuple_row)
-    if _IS_RAW.find(cursor):
-        query, args = _numbered(query, args)
+    cursor, query, args = _prepared(conn, query, args)
     await cursor.execute(query, args)
     if conn.pgconn.pipeline_status and _has_rows(query):
         await cursor.fetchall()
     result = cursor.pgresult
     del cursor
     return _rows(conn, result)
+
+
+def _prepared(conn: Any, query: str, args: Mapping[str, Value]) -> tuple[Any, str, Any]:
+    """A cursor of the person's own class, and what it executes."""
+    cursor: Any = conn.cursor()  # An own `cursor()` may take no argument.
+    cursor.row_factory = _tuple_row
+    auto, defaults = _dumpers()
+    for cls in {*map(type, args.values())}:
+        default = defaults.get_dumper(cls, auto)
+        if conn.adapters.get_dumper(cls, auto) is not default:
+            cursor.adapters.register_dumper(cls, default)
+    return (cursor, *_numbered(query, args)) if _IS_RAW.find(cursor) else (cursor, query, args)
 
 
 def _tuple_row(cursor: Any) -> Any:
@@ -129,25 +137,48 @@ async def _lend_async(pool: AsyncConnectionPool) -> AsyncGenerator[object]:
         yield conn
 
 
-# Rows are loaded by psycopg's own loaders, JSON as text: a person's own may make anything of a bigint or a jsonb.
+# Values are dumped and loaded as psycopg does by itself, JSON as text. A person's own dumpers and loaders, for one
+# connection or for the process, may make anything of them.
 
 
 @functools.cache
-def _loading() -> tuple[Any, AdaptersMap]:
+def _dumpers() -> tuple[PyFormat, AdaptersMap]:
+    from psycopg.adapt import PyFormat
+
+    return PyFormat.AUTO, _loading()[1]
+
+
+@functools.cache
+def _loading(*, bytes_are_text: bool = False) -> tuple[Any, AdaptersMap]:
     from psycopg import postgres
     from psycopg.adapt import AdaptersMap, Transformer
     from psycopg.types.string import TextLoader
 
-    adapters = AdaptersMap(postgres.adapters)
-    for type_name in ("json", "jsonb"):
-        adapters.register_loader(type_name, TextLoader)
+    class Decoded(TextLoader):
+        """Text of a connection whose encoding is SQL_ASCII, for which psycopg gives bytes."""
+
+        def load(self, data: Any) -> str:
+            text: Any = super().load(data)
+            return text if isinstance(text, str) else text.decode(errors="surrogateescape")
+
+    adapters = AdaptersMap(types=postgres.types)
+    context: Any = SimpleNamespace(adapters=adapters, connection=None)
+    postgres.register_default_adapters(context)
+    as_text = ("json", "jsonb", *(("text", "varchar") if bytes_are_text else ()))
+    for type_name in as_text:
+        adapters.register_loader(type_name, Decoded if bytes_are_text else TextLoader)
+    if bytes_are_text:
+        adapters.register_loader(
+            0, Decoded
+        )  # every type that has no loader of its own, such as an enum
     return Transformer, adapters
 
 
 def _rows(conn: Any, result: PGresult | None) -> Rows:
     if result is None or not result.nfields:
         return []
-    transformer_class, adapters = _loading()
+    is_ascii = conn.pgconn.parameter_status(b"client_encoding") == b"SQL_ASCII"
+    transformer_class, adapters = _loading(bytes_are_text=is_ascii)
     transformer = transformer_class(SimpleNamespace(adapters=adapters, connection=conn))
     transformer.set_pgresult(result)
     names = [(result.fname(index) or b"").decode() for index in range(result.nfields)]

@@ -7,7 +7,9 @@ no sooner than the first statement.
 from __future__ import annotations
 
 import functools
+import inspect
 import re
+import sys
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from ..drivers import (
 )
 from ..exceptions import UnsupportedConnection
 from ..hookspecs import Description, Kind, Rows, State, Value, hookimpl
+from ..queries import writes
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -37,7 +40,8 @@ _IS_ASYNC = Classes[bool](
         "sqlalchemy.engine.Engine": Refusal("with engine.begin() as conn: ..."),
         "sqlalchemy.engine.URL": Refusal("with create_engine(url).begin() as conn: ..."),
         "sqlalchemy.pool.Pool": Refusal("with engine.begin() as conn: ..."),
-        "sqlalchemy.pool.PoolProxiedConnection": Refusal("with engine.begin() as conn: ..."),
+        "sqlalchemy.pool.PoolProxiedConnection": Refusal("raw.driver_connection"),
+        "sqlalchemy.engine.AdaptedConnection": Refusal("raw.driver_connection"),
         "sqlalchemy.orm.sessionmaker": Refusal("with sessionmaker.begin() as session: ..."),
         "sqlalchemy.ext.asyncio.AsyncEngine": Refusal("async with engine.begin() as conn: ..."),
         "sqlalchemy.ext.asyncio.async_sessionmaker": Refusal(
@@ -53,10 +57,15 @@ _IS_ASYNC = Classes[bool](
 _ENGINE = Classes[bool](
     {"sqlalchemy.engine.Engine": True, "sqlalchemy.ext.asyncio.AsyncEngine": True}
 )
-_BEGIN = (
-    'conn = conn.execution_options(isolation_level="READ COMMITTED")',
-    'session.connection(execution_options={"isolation_level": "READ COMMITTED"})',
-)
+_LEVEL = 'engine.execution_options(isolation_level="READ COMMITTED")'
+_BEGIN = {
+    (True, False): f"with {_LEVEL}.begin() as conn: ...",
+    (False, False): f"with Session({_LEVEL}) as session: ...",
+    (True, True): f"async with {_LEVEL}.begin() as conn: ...",
+    (False, True): f"async with AsyncSession({_LEVEL}) as session: ...",
+}
+"""The line that opens a transaction, by whether it is a connection, and async."""
+
 _CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
 _SCOPED = Classes[bool](
     {"sqlalchemy.orm.scoped_session": True, "sqlalchemy.ext.asyncio.async_scoped_session": True}
@@ -71,18 +80,19 @@ def execute_on_external(
     if is_async is None:
         return None
     if not is_async:
-        return _execute(conn, query, args)
+        return _execute(_current(conn), query, args)
     return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
 
 
 def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
-    connection: Connection = target if _CONNECTION.find(target) else target.connection()
+    connection: Connection = target if _CONNECTION.find(target) else _connection_of(target)
     if connection.dialect.driver == "pg8000":
         # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
         require_encodable(args, held._client_encoding)
     result = connection.execute(_text(query), dict(args))
+    if target is not connection and writes(query):
+        _mark_changed(target)
     if not result.returns_rows:
         return []
     names = tuple(result.keys())
@@ -127,7 +137,7 @@ def describe_external(conn: Any) -> Description | None:
     bind = target if is_connection else _bind(target)
     dialect = bind.dialect
     state = _state(target) if is_connection else _session_state(target, bind)
-    begin = _BEGIN[0 if is_connection else 1]
+    begin = _BEGIN[bool(is_connection), is_async]
     return Description(dialect.driver, "sqlalchemy", is_async, state, begin, dialect.name)
 
 
@@ -135,17 +145,76 @@ def _current(conn: Any) -> Any:
     return conn() if _SCOPED.find(conn) else conn
 
 
-def _bind(session: Session) -> Engine | Connection:
-    from sqlalchemy.exc import UnboundExecutionError
+def _connection_of(session: Session) -> Connection:
+    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
+    if not _chooses(session):
+        return session.connection()
+    return session.connection(bind_arguments={"bind": _bind(session)})
 
+
+def _bind(session: Session) -> Engine | Connection:
+    """The engine or connection to which *session* sends its writes.
+
+    :raises UnsupportedConnection: if it sends them to several, since a job goes to one.
+    """
     try:
-        return session.get_bind()
-    except UnboundExecutionError:
-        pass
-    raise UnsupportedConnection(
-        f"procrastinate-extconn does not support external connections of type {type(session).__name__} without a "
-        "bind of its own: pass `session.connection(bind_arguments={...})`, for the mapper whose rows go with the job"
+        binds = _binds(session) if _chooses(session) else [session.get_bind()]
+    except Exception:  # noqa: BLE001 - a person's own get_bind() may raise anything
+        binds = []
+    if binds and all(bind is binds[0] for bind in binds):
+        return binds[0]
+    found = (
+        "to several engines" if binds else "to no engine that could be known before there is a row"
     )
+    raise UnsupportedConnection(
+        f"this {type(session).__name__} sends its writes {found}, so the job could be in another transaction than your "
+        'rows: pass `session.connection(bind_arguments={"mapper": Row})`, for the rows that go with the job'
+    )
+
+
+def _chooses(session: Any) -> bool:
+    """Whether *session* may have more than one engine."""
+    from sqlalchemy.orm import Session
+
+    own_get_bind = getattr(type(session).get_bind, "__func__", type(session).get_bind)
+    return bool(_named_binds(session)) or own_get_bind is not Session.get_bind
+
+
+def _named_binds(session: Any) -> dict[Any, Any]:
+    """What ``Session(binds=...)`` was given. SQLAlchemy 2.0 keeps it to itself."""
+    return getattr(session, "binds", None) or getattr(session, "_Session__binds", None) or {}
+
+
+def _binds(session: Any) -> list[Any]:
+    """Where *session* sends updates, inserts and the rows that it holds, and where it is in a transaction."""
+    from sqlalchemy import insert, inspect, table, update
+
+    rows = table("procrastinate_jobs")
+    mappers = {inspect(row).mapper for row in (*session.new, *session.dirty, *session.deleted)}
+    found = [_ask(session, None, clause) for clause in (update(rows), insert(rows))]
+    found += [_ask(session, mapper, None) for mapper in mappers]
+    # A row that was flushed may be forgotten by now, but not the connection that it went to.
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    known = {bind.engine for bind in found}
+    held = [bind for bind in getattr(transaction, "_connections", ()) if bind.engine not in known]
+    return [*found, *_named_binds(session).values(), *held]
+
+
+def _ask(session: Any, mapper: object, clause: object) -> Any:
+    """What an own `get_bind()` answers, whichever of SQLAlchemy's arguments it takes."""
+    parameters = inspect.signature(session.get_bind).parameters
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    arguments = {"mapper": mapper, "clause": clause}
+    return session.get_bind(
+        **{name: value for name, value in arguments.items() if takes_all or name in parameters}
+    )
+
+
+def _mark_changed(session: Any) -> None:
+    """Have zope.sqlalchemy commit: it rolls back a session whose rows it has not seen change."""
+    zope = sys.modules.get("zope.sqlalchemy.datamanager")
+    if zope is not None and session in zope._SESSION_STATE:
+        zope.mark_changed(session)
 
 
 def _session_state(session: Session, bind: Engine | Connection) -> State:
@@ -168,12 +237,14 @@ def _state(connection: Connection) -> State:
     if connection.closed:
         return "closed"
     if connection.invalidated:
-        return "failed"
+        # SQLAlchemy connects anew with the next statement, unless a transaction was lost with the connection.
+        return "failed" if connection.in_transaction() else "idle"
     held = connection.connection
     raw = describe_held(held.driver_connection)
-    if raw is not None and raw.state in ("in_transaction", "failed", "closed"):
+    # A closed one is for SQLAlchemy to find, with the next statement: only then does it connect anew.
+    if raw is not None and raw.state in ("in_transaction", "failed"):
         return raw.state
-    if getattr(held.dbapi_connection, "autocommit", False):
+    if getattr(held.dbapi_connection, "autocommit", False) is True:
         return "autocommit"
     return "in_transaction" if connection.in_transaction() else "idle"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from ..known_plugins import install_line, where
+
 
 def main() -> None:
     """Run the command line."""
@@ -15,6 +17,8 @@ def main() -> None:
             raise
         sys.exit(
             f"procrastinate-extconn: the command line needs {missing}, which is not installed: "
-            "run `pip install 'procrastinate-extconn[cli]'`"
+            f"run `{install_line(extras='cli')}`{where()}"
         )
+    except KeyboardInterrupt:
+        sys.exit(130)
     cli(prog_name="procrastinate-extconn")

@@ -1,4 +1,4 @@
-"""How commands print: in colour on a terminal, in plain text elsewhere, and as JSON for machines."""
+"""How commands print: with styles on a terminal, in plain text elsewhere, and as JSON for machines."""
 
 from __future__ import annotations
 
@@ -36,8 +36,20 @@ def stderr() -> Console:
     return _console(stderr=True)
 
 
+class _Console(Console):
+    """Prints no spaces at the end of a line where nobody sees columns."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        self.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
+
+
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, markup=False)
+    console = _Console(stderr=stderr, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _UNFOLDED
     return console
@@ -46,6 +58,11 @@ def _console(*, stderr: bool) -> Console:
 def print_json(value: Any) -> None:
     """Print *value* for a machine."""
     click.echo(json.dumps(value, indent=2))
+
+
+def step(what: str) -> None:
+    """Say what comes next, before there is a bar that moves."""
+    stderr().print(f"{what} ...")
 
 
 class Steps:

@@ -22,7 +22,7 @@ DISTRIBUTION = "procrastinate-extconn"
 
 
 def version() -> str:
-    """Ours."""
+    """The version of procrastinate-extconn that is installed."""
     return importlib.metadata.version(DISTRIBUTION)
 
 
@@ -72,6 +72,12 @@ def _describe(loaded: Plugins, name: str) -> dict[str, Any]:
         "version": source[1],
         "takes": _takes(loaded.get(name)),
     }
+
+
+def title(name: str) -> str:
+    """What people call the driver of the plugin *name*: the first words of its docstring."""
+    words, colon, _ = (_takes(loaded_plugins().get(name)) or "").partition(":")
+    return words if colon else name
 
 
 def _takes(plugin: object) -> str | None:

@@ -12,6 +12,8 @@ from psycopg.pq import Conninfo
 
 CONNECT_TIMEOUT = 5  # seconds
 
+_DIALECT = re.compile(r"^(postgres(?:ql)?)\+\w+://")
+"""How SQLAlchemy's URLs begin."""
 _IN_URI = re.compile(r"(://[^\s:/@]*:)[^\s@]*@")
 _IN_CONNINFO = re.compile(r"(password\s*=\s*)('[^']*'|\S+)", re.IGNORECASE)
 
@@ -35,7 +37,7 @@ class ServerAddress:
 
     def __init__(self, dsn: str = "") -> None:
         try:
-            given = conninfo_to_dict(dsn)
+            given = conninfo_to_dict(_DIALECT.sub(r"\1://", dsn))
         except ProgrammingError:
             # libpq's own message quotes what it cannot read, which may be the password.
             raise InvalidDsn(_ADVICE) from None

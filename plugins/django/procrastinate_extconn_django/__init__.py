@@ -15,8 +15,10 @@ from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
     libpq_state,
+    positional,
     rows,
 )
+from procrastinate_extconn.exceptions import UnsupportedConnection
 from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
 
 _CONNECTION = Classes[bool](
@@ -34,7 +36,13 @@ _CONNECTION = Classes[bool](
 def describe_external(conn: Any) -> Description | None:
     if not _CONNECTION.find(conn):
         return None
-    begin = f"with transaction.atomic(using={conn.alias!r}): ..."
+    if not hasattr(conn, "vendor"):  # Django has other proxies of this class, such as its cache.
+        raise UnsupportedConnection(
+            "procrastinate-extconn does not support external connections of type ConnectionProxy that lead to no "
+            "database: pass django.db.connection, or django.db.connections[alias]"
+        )
+    using = "" if conn.alias == "default" else f"using={conn.alias!r}"
+    begin = f"with transaction.atomic({using}): ..."
     return Description(conn.Database.__name__, "django", False, _state(conn), begin, conn.vendor)
 
 
@@ -42,12 +50,16 @@ def _state(conn: Any) -> State:
     if conn.vendor != "postgresql":
         return _state_by_django(conn)
     held = conn.connection
-    if conn.closed_in_transaction or (held is not None and held.closed):
+    if conn.closed_in_transaction:
         return "closed"
     if conn.needs_rollback:
         return "failed"
     if held is None:  # Django connects at the first statement.
         return "autocommit" if conn.settings_dict["AUTOCOMMIT"] else "idle"
+    if (
+        held.closed
+    ):  # Django finds that with the next statement, and connects anew for the next request.
+        return _state_by_django(conn)
     state = libpq_state(held, held.info.transaction_status)
     return "in_transaction" if conn.in_atomic_block and state == "idle" else state
 
@@ -69,9 +81,11 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
         return None
     if conn.in_atomic_block and query.startswith("ROLLBACK TO"):
         conn.set_rollback(False)  # Django would refuse even that.
+    # By position, as Django's own statements: execute wrappers prepend values of their own.
+    query, names = positional(query)
     with conn.cursor() as cursor:
         try:
-            cursor.execute(query, dict(args))
+            cursor.execute(query, [args[name] for name in names])
         except Exception:
             # As Django's own statements do, so that an atomic block does not commit what the server has given up.
             if conn.in_atomic_block:

@@ -20,6 +20,9 @@ from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Valu
 
 _DATABASE = Classes[bool](
     {
+        "peewee_async.databases.AioDatabase": Refusal(
+            "async with database.aio_atomic(), database.aio_connection() as conn: ..."
+        ),
         "peewee.Database": True,
         "peewee.DatabaseProxy": True,
         "peewee._atomic": Refusal("transaction.db"),
@@ -38,6 +41,8 @@ def describe_external(conn: Any) -> Description | None:
     if not _DATABASE.find(conn):
         return None
     database = _behind_proxy(conn)
+    if database is None:  # a proxy that was not initialized
+        return Description("peewee", "peewee", is_async=False, state="closed")
     if not _POSTGRESQL.find(database):
         return _described_by_peewee(database)
     if _ASYNC.find(database):
@@ -51,8 +56,11 @@ def describe_external(conn: Any) -> Description | None:
 def _described_by_peewee(database: Any) -> Description:
     """What Peewee itself knows of a database that is not PostgreSQL."""
     dialect = _DIALECT.find(database) or type(database).__name__
+    is_async = _ASYNC.find(database) or False
+    if is_async:
+        return Description(dialect, "peewee", is_async, "unknown", dialect=dialect)
     state: State = "in_transaction" if database.in_transaction() else "autocommit"
-    return Description(dialect, "peewee", _ASYNC.find(database) or False, state, _BEGIN, dialect)
+    return Description(dialect, "peewee", is_async, state, _BEGIN, dialect)
 
 
 @hookimpl
@@ -81,6 +89,8 @@ def _state(database: Any) -> State:
     if database.is_closed():
         return "autocommit" if database.autoconnect else "closed"
     held = database.connection()
+    if held.closed:  # Peewee finds that with the next statement, and may connect anew.
+        return "in_transaction" if database.in_transaction() else "autocommit"
     return libpq_state(held, held.info.transaction_status)
 
 

@@ -84,7 +84,7 @@ def test_taken_lock_in_nested_block(db: Any, database: Database, ship: Any) -> N
 
 def test_states(db: Any, driver: str, ship: Any) -> None:
     """A database that is not connected yet would commit each statement by itself, unless it may not connect."""
-    assert extconn.describe(db) == (driver, "peewee", False, "autocommit")
+    assert extconn.describe(db)[:4] == (driver, "peewee", False, "autocommit")
     assert db.is_closed()
     db.autoconnect = False
     assert extconn.describe(db).state == "closed"
@@ -135,11 +135,11 @@ def test_derived_databases(dsn: str, driver: str, database: Database, ship: Any,
 def test_proxy(db: Any, driver: str, database: Database, ship: Any) -> None:
     """A proxy stands for its database, and is refused before it has one."""
     proxy = peewee.DatabaseProxy()
-    with pytest.raises(extconn.UnsupportedConnection, match="not bound to PostgreSQL"):
+    with pytest.raises(extconn.UnusableConnection, match="not open yet"):
         ship.configure(connection=proxy).defer()
     proxy.initialize(db)
     with proxy.atomic():
-        assert extconn.describe(proxy) == (driver, "peewee", False, "in_transaction")
+        assert extconn.describe(proxy)[:4] == (driver, "peewee", False, "in_transaction")
         ship.configure(connection=proxy).defer()
     assert len(database.jobs()) == 1
 
@@ -148,7 +148,7 @@ def test_install_line(db: Any) -> None:
     """Without the plugin, a database and a proxy for one get the line that installs it."""
     for conn in (db, peewee.DatabaseProxy()):
         refusal = Fallback(lambda: ["psycopg"]).refusal(conn)
-        assert "`pip install procrastinate-extconn-peewee`" in str(refusal)
+        assert "`pip install ./plugins/peewee`" in str(refusal)
 
 
 def test_refusals(db: Any, ship: Any) -> None:
@@ -159,7 +159,7 @@ def test_refusals(db: Any, ship: Any) -> None:
             pytest.raises(extconn.UnsupportedConnection, match=r"`transaction\.db`"),
         ):
             ship.configure(connection=transaction or block).defer()
-    with pytest.raises(extconn.UnsupportedConnection, match="connections to SqliteDatabase"):
+    with pytest.raises(extconn.UnsupportedConnection, match="connections to sqlite"):
         ship.configure(connection=peewee.SqliteDatabase(":memory:")).defer()
 
 
@@ -195,7 +195,7 @@ async def test_async_taken_lock(async_db: Any, database: Database, ship: Any) ->
 
 async def test_async_states(async_db: Any, database: Database, ship: Any) -> None:
     """Each task has a connection of its own, and only where a block is open it is in a transaction."""
-    assert extconn.describe(async_db) == ("asyncpg", "peewee", True, "autocommit")
+    assert extconn.describe(async_db)[:4] == ("asyncpg", "peewee", True, "autocommit")
     async with async_db.atomic():
         assert extconn.describe(async_db).state == "in_transaction"
 

@@ -107,7 +107,7 @@ def test_top_level_connect(connect: Connect, database: Database, ship: Any) -> N
     conn = connect(pg8000.connect)
     conn.run("INSERT INTO orders VALUES (1)")
     job_id = ship.configure(connection=conn).defer()
-    assert extconn.describe(conn) == ("pg8000", "pg8000", False, "in_transaction")
+    assert extconn.describe(conn)[:4] == ("pg8000", "pg8000", False, "in_transaction")
     assert not database.sees(job_id)
     conn.commit()
     assert database.sees(job_id)
@@ -162,7 +162,7 @@ def test_sqlstate(connect: Connect, ship: Any) -> None:
 def test_install_line(connect: Connect, function: Any) -> None:
     """Without the plugin, each kind of connection gets the line that installs it."""
     refusal = Fallback(lambda: ["psycopg"]).refusal(connect(function))
-    assert "pip install procrastinate-extconn-pg8000" in str(refusal)
+    assert "pip install ./plugins/pg8000" in str(refusal)
 
 
 @pytest.mark.parametrize("lock", ["null", "NULL", 'a\\"b', " ", "it's {a,b}\r\n", ""])

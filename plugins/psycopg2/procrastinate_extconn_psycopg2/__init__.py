@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -43,7 +44,7 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     # The connection's own cursor factory stays: it is where tracing libraries sit.
     with conn.cursor() as cursor:
         cursor.string_types = _casters().copy()
-        cursor.execute(query, args)
+        cursor.execute(query, _adapted(args))
         return rows(cursor.description, cursor.fetchall)
 
 
@@ -52,19 +53,53 @@ def connect_external(pool: Any) -> AbstractContextManager[object] | None:
     return _lend(pool) if _POOL.find(pool) else None
 
 
+_PATIENCE = 30
+"""Seconds to wait for a connection, as other drivers' pools do. psycopg2's own raises at once."""
+
+
 @contextmanager
 def _lend(pool: Any) -> Generator[object]:
-    conn = pool.getconn()
+    conn = _taken(pool)
     autocommit = conn.autocommit
+    is_left_clean = False
     try:
         conn.autocommit = False
         yield conn
         conn.commit()
+        is_left_clean = True
     finally:
-        if not conn.closed:
+        with suppress(import_module("psycopg2").Error):  # The connection is lost.
             conn.rollback()
             conn.autocommit = autocommit
-        pool.putconn(conn)
+            is_left_clean = True
+        # If it is not, the pool would fail with a rollback of its own, and never have its place back.
+        pool.putconn(conn, close=not is_left_clean)
+
+
+def _taken(pool: Any) -> Any:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return pool.getconn()
+        except import_module("psycopg2.pool").PoolError:
+            if pool.closed or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _adapted(args: Mapping[str, Value]) -> dict[str, Any]:
+    """*args* as psycopg2 adapts them by itself, whatever a person has registered for their types."""
+    extensions: Any = import_module("psycopg2.extensions")
+    by_default = {str: extensions.QuotedString, int: extensions.Int, float: extensions.Float}
+    by_default[bool] = extensions.Boolean
+    registered = extensions.adapters
+    return {
+        name: default(value)
+        if (default := by_default.get(type(value)))
+        and registered.get((type(value), extensions.ISQLQuote)) is not default
+        else value
+        for name, value in args.items()
+    }
 
 
 @functools.cache

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -20,6 +25,7 @@ from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
+from procrastinate_extconn.plugins import plugins
 from procrastinate_extconn.testing.contract.database import Database
 
 
@@ -126,7 +132,7 @@ def test_proxy(conn: Any, ship: Any) -> None:
     job_id = ship.configure(connection=proxy).defer()
     [job] = JobManager(ExternalConnector(proxy)).list_jobs()
     assert job.id == job_id
-    assert extconn.describe(proxy) == ("psycopg2", "psycopg2", False, "in_transaction")
+    assert extconn.describe(proxy)[:4] == ("psycopg2", "psycopg2", False, "in_transaction")
 
 
 def test_proxied_cursor(dsn: str, ship: Any) -> None:
@@ -146,7 +152,7 @@ def test_autocommit(conn: Any, database: Database, ship: Any) -> None:
     """With autocommit on, a transaction is one that a BEGIN has opened."""
     conn.autocommit = True
     external = extconn.external(conn, outside_transaction="error")
-    with pytest.raises(extconn.OutsideTransaction, match=r"set `conn\.autocommit = False`"):
+    with pytest.raises(extconn.OutsideTransaction, match=r"`conn\.autocommit = False`"):
         ship.configure(connection=external).defer()
     with pytest.warns(match="commits each statement by itself"):
         ship.configure(connection=conn).defer()
@@ -219,3 +225,68 @@ def test_pool_connector_on_a_lost_connection(dsn: str, database: Database) -> No
             app.configure_task("ship").defer(order=1)
         app.configure_task("ship").defer(order=2)
     assert len(database.jobs()) == 1
+
+
+def test_pool_connector_keeps_its_places(dsn: str, database: Database) -> None:
+    """A connection that dies while it is lent gives its place in the pool back."""
+    with closing_all(psycopg2.pool.ThreadedConnectionPool(1, 1, dsn)) as pool:
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        for _ in range(2):
+            with suppress(ZeroDivisionError), plugins().connect(pool) as conn:
+                with conn.cursor() as cursor:
+                    cursor.execute("SELECT 1")
+                database.value("SELECT pg_terminate_backend(%s, 5000)", conn.info.backend_pid)
+                raise ZeroDivisionError
+        app.configure_task("ship").defer(order=1)
+    assert len(database.jobs()) == 1
+
+
+def test_pool_connector_waits_for_a_connection(dsn: str, database: Database) -> None:
+    """Where others have all connections, a call waits for one, as with other drivers' pools."""
+    with closing_all(psycopg2.pool.ThreadedConnectionPool(1, 1, dsn)) as pool:
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        refused = threading.Event()
+        taken = pool.getconn()
+        getconn = pool.getconn
+
+        def noticed() -> Any:
+            try:
+                return getconn()
+            except psycopg2.pool.PoolError:
+                refused.set()
+                raise
+
+        pool.getconn = noticed
+        with ThreadPoolExecutor(1) as executor:
+            deferred = executor.submit(app.configure_task("ship").defer, order=1)
+            assert refused.wait(10)
+            pool.putconn(taken)
+            deferred.result(timeout=30)
+    assert len(database.jobs()) == 1
+
+
+def test_what_a_process_registers_is_not_ours(dsn: str) -> None:
+    """Adapters that a person registers for the whole process do not change what is stored."""
+    program = """
+        import psycopg2, psycopg2.extensions, psycopg2.extras, procrastinate
+        import procrastinate_extconn as extconn
+
+        shout = lambda value: psycopg2.extensions.AsIs(f"'!{value}'")
+        for cls in (str, int, bool, float):
+            psycopg2.extensions.register_adapter(cls, shout)
+        for cls in (dict, list):
+            psycopg2.extensions.register_adapter(cls, psycopg2.extras.Json)
+        with psycopg2.connect(DSN) as conn:
+            app = procrastinate.App(connector=extconn.ExternalConnector(conn))
+            app.configure_task("ship", lock="bay").defer(n=[1])
+            job, = app.job_manager.list_jobs(task="ship")
+            app.job_manager.cancel_job_by_id(job.id)
+            print(job.lock, job.task_kwargs, app.job_manager.get_job_status(job.id).value)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", f"DSN = {dsn!r}\n{textwrap.dedent(program)}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout == "bay {'n': [1]} cancelled\n", ran.stderr

@@ -92,7 +92,7 @@ async def test_after_the_block(driver: str, database: Database, ship: Any) -> No
     async with in_transaction("default") as ended:
         pass
     async with in_transaction("default"):
-        assert extconn.describe(ended) == (driver, "tortoise", True, "closed")
+        assert extconn.describe(ended)[:4] == (driver, "tortoise", True, "closed")
         with pytest.raises(extconn.UnusableConnection, match="is closed"):
             await ship.configure(connection=ended).defer_async()
     assert not database.jobs()

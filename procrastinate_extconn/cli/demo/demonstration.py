@@ -13,6 +13,7 @@ from procrastinate.jobs import Status
 
 from ... import patching
 from ...kinds import Held, Kind, done, run
+from ...plugins import describe
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class Outcome:
     """What became of the two orders that were placed on one kind of connection."""
 
     kind: Kind
+    name: str
+    """What the connection is, such as ``"AsyncSession on asyncpg"``."""
     order_id: int
     """The committed order's; the order that was rolled back had the next number."""
     committed_together: bool = False
@@ -82,7 +85,7 @@ class Demonstration:
     def place_orders(self, kinds: list[Kind]) -> Iterator[Outcome]:
         """Commit an order with its job, and roll back another, on one kind of connection after the other."""
         for number, kind in enumerate(kinds):
-            outcome = Outcome(kind, order_id=2 * number + 1)
+            outcome = Outcome(kind, kind.id, order_id=2 * number + 1)
             try:
                 run(kind, self._dsn, partial(self._commit, outcome))
                 run(kind, self._dsn, partial(self._roll_back, outcome))
@@ -91,6 +94,7 @@ class Demonstration:
             yield outcome
 
     async def _commit(self, outcome: Outcome, held: Held) -> None:
+        outcome.name = f"{type(held.conn).__name__} on {describe(held.conn).driver}"
         await self._place_order(held, outcome.kind, outcome.order_id)
         self._expect(outcome.order_id, there=False, when="before the commit")
         await done(held.commit())

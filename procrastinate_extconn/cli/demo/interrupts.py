@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import Generator
 from types import FrameType
 from typing import Any
@@ -61,6 +62,14 @@ class Interrupts:
             yield
         finally:
             self._allowed = False
+
+    def wait(self) -> None:
+        """Wait for a signal, in a block that `allowed` lets be interrupted.
+
+        :raises KeyboardInterrupt: when it comes.
+        """
+        while True:
+            time.sleep(3600)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number

@@ -19,6 +19,23 @@ _PREPARED_STATEMENT = ("26000", "42P05")
 """The SQLSTATEs of a prepared statement that is not there, or is there already."""
 
 
+_MISSING = """
+    SELECT privilege || ' ON ' || name
+    FROM (VALUES ('procrastinate_jobs', 'SELECT'), ('procrastinate_jobs', 'INSERT'), ('procrastinate_events', 'INSERT'))
+        AS needed (name, privilege)
+    WHERE NOT has_table_privilege(name, privilege)
+    UNION ALL
+    SELECT 'USAGE ON SEQUENCE ' || name
+    FROM (VALUES ('procrastinate_jobs_id_seq'), ('procrastinate_events_id_seq')) AS needed (name)
+    WHERE NOT has_sequence_privilege(name, 'USAGE')
+    UNION ALL
+    SELECT 'EXECUTE ON FUNCTION ' || oid::regprocedure
+    FROM pg_proc
+    WHERE proname ~ '^procrastinate_' AND pg_function_is_visible(oid) AND NOT has_function_privilege(oid, 'EXECUTE')
+"""
+"""The privileges that deferring needs and this role lacks, as GRANT names them."""
+
+
 class StillThere(Exception):
     """A job has outlived the transaction that it was deferred in."""
 
@@ -26,6 +43,8 @@ class StillThere(Exception):
 class Failure(NamedTuple):
     """What a driver failed with, and what to do."""
 
+    cause: str
+    """What drivers with the same cause have in common: what the server said, or else the reason."""
     status: Status
     reason: str
     fix: str
@@ -51,23 +70,21 @@ class Trials:
 
         :param tried: called after each.
         """
-        failures: dict[Failure, list[str]] = {}
+        failures: dict[str, tuple[Failure, list[str]]] = {}
         for kind in kinds:
             failure = self._try(kind)
             if failure:
-                failures.setdefault(failure, []).append(kind.id)
+                failures.setdefault(failure.cause, (failure, []))[1].append(kind.id)
             tried()
-        good = len(kinds) - sum(map(len, failures.values()))
+        good = len(kinds) - sum(len(names) for _, names in failures.values())
         text = f"{good} of {len(kinds)} kinds of connection deferred a job and rolled it back"
-        return [
-            Finding("drivers", "ok" if good else "problem", text, None if good else "see below"),
-            *(
-                Finding(
-                    "drivers", failure.status, f"{', '.join(names)}: {failure.reason}", failure.fix
-                )
-                for failure, names in failures.items()
-            ),
-        ]
+        found = [Finding("drivers", "ok" if good else "skipped", text)]
+        for failure, names in failures.values():
+            shown = ", ".join(names) if len(names) < len(kinds) else "every kind of connection"
+            found.append(
+                Finding("drivers", failure.status, f"{shown}: {failure.reason}", failure.fix)
+            )
+        return found
 
     def _try(self, kind: Kind) -> Failure | None:
         is_open = False
@@ -102,25 +119,34 @@ class Trials:
         sqlstate = said.sqlstate
         if self._is_pooled and (sqlstate in _PREPARED_STATEMENT or "prepared statement" in reason):
             return Failure(
+                "prepared statements",
                 "hint",
                 "prepared statements, which these use by default, do not work through this pooler",
                 "make sure that your app connects without: statement_cache_size=0 for asyncpg, and with SQLAlchemy "
                 "prepared_statement_cache_size=0 besides; or set PgBouncer's max_prepared_statements (1.21 on)",
             )
         if isinstance(exc, ImportError):
-            return Failure("problem", reason, "install it again: pip install --force-reinstall ...")
-        if sqlstate == "42501":
-            fix = (
-                "GRANT USAGE ON SCHEMA ..., and SELECT, INSERT, UPDATE, DELETE ON procrastinate_jobs, "
-                "procrastinate_events and their sequences, to this role"
+            return Failure(
+                reason, "problem", reason, "install it again: pip install --force-reinstall ..."
             )
+        if sqlstate == "42501":
+            fix = self._missing_grants()
         elif sqlstate == "55P03":
             fix = "see in pg_locks who holds procrastinate_jobs: a migration, or a transaction that was forgotten"
         elif not is_open:
             fix = "see what this driver needs to connect where psycopg can: TLS, say, or a host, not a socket"
         else:
             fix = 'see "When something goes wrong" in the documentation, or report it'
-        return Failure("problem", reason, fix)
+        return Failure(said.message or sqlstate or reason, "problem", reason, fix)
+
+    def _missing_grants(self) -> str:
+        with psycopg.connect(self._address.dsn, prepare_threshold=None) as conn:
+            missing = conn.execute(_MISSING).fetchall()
+            grants = [f"GRANT {privilege} TO {conn.info.user}" for (privilege,) in missing]
+        return "; ".join(grants) or (
+            "this role has the privileges on Procrastinate's tables: see what else is in the way, such as a trigger or "
+            "row-level security"
+        )
 
     def autocommit(self) -> Iterator[Finding]:
         """Which kinds of connection commit each statement by itself, once their transaction has ended."""

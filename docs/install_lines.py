@@ -1,0 +1,49 @@
+"""Writes each ``pip install`` line of README and the pages as `known_plugins.RELEASED` says.
+
+``python docs/install_lines.py`` after that constant has changed; with ``--check``, exits with 1 if a line is wrong.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from procrastinate_extconn.known_plugins import install_line
+
+ROOT = Path(__file__).parents[1]
+_LINE = re.compile(r"(?<!bin/)pip install [^\n`|]*")
+_OURS = re.compile(
+    r"(?<=[ '])(?:procrastinate-extconn(?:-(?P<name>[a-z0-9]+))?|\.(?:/plugins/(?P<folder>[a-z0-9]+))?)"
+    r"(?:\[(?P<extras>[\w,]+)\])?(?=[ ']|$)"
+)
+
+
+def _target(match: re.Match[str]) -> str:
+    line = install_line(match["name"] or match["folder"], match["extras"] or "")
+    return line.removeprefix("pip install ").strip("'")
+
+
+def written(text: str) -> str:
+    """*text* with the lines as they should be."""
+    return _LINE.sub(lambda line: _OURS.sub(_target, line[0]), text)
+
+
+def main() -> int:
+    """Rewrite the pages, or count the wrong ones."""
+    wrong = 0
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "plugins").glob("*/README.md"),
+        *ROOT.glob("docs/**/*.md"),
+    ]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        if "_build" not in page.parts and written(text) != text:
+            wrong += 1
+            print(page.relative_to(ROOT))  # noqa: T201
+            if "--check" not in sys.argv:
+                page.write_text(written(text), encoding="utf-8")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main()) and "--check" in sys.argv)
