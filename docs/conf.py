@@ -1,3 +1,4 @@
+import re
 from importlib.metadata import version as version_of
 
 from docutils import nodes
@@ -53,8 +54,11 @@ class ContractClauses(SphinxDirective):
 
         listed = nodes.definition_list()
         for name, sentence in clauses().items():
-            parsed, messages = self.parse_inline(sentence)
-            paragraph = nodes.paragraph("", "", *parsed, *messages)
+            parts = re.split("`+", sentence)  # every second one is code
+            words = [
+                nodes.literal("", one) if n % 2 else nodes.Text(one) for n, one in enumerate(parts)
+            ]
+            paragraph = nodes.paragraph("", "", *words)
             listed += nodes.definition_list_item(
                 "", nodes.term("", "", nodes.literal("", name)), nodes.definition("", paragraph)
             )

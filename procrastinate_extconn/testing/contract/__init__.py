@@ -52,7 +52,7 @@ class PluginContract(
     """The plugin's name, as in its entry point. It is needed where `kinds` is left out."""
 
     kinds: ClassVar[Sequence[Kind]]
-    """The kinds of connection that are tested: what the plugin's `external_kinds` returns, unless you name others.
+    """The kinds of connection that are tested: what the plugin's ``external_kinds`` returns, unless you name others.
     Variants with unusual settings are kinds of their own."""
 
     commits_by_itself: ClassVar[Sequence[Kind]] = ()
@@ -60,7 +60,8 @@ class PluginContract(
     where that attribute exists."""
 
     pools: ClassVar[Sequence[Kind]] = ()
-    """The pools that `connect_external` and `listen_external` take: kinds whose `Kind.open` yields the pool itself."""
+    """The pools that ``connect_external`` and ``listen_external`` take: kinds whose `Kind.open` yields the pool itself,
+    with room for two connections at least."""
 
     optional: ClassVar[Collection[str]] = ()
     """Modules that may be missing. A kind that requires one of them is skipped where it is; others fail."""

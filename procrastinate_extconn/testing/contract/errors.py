@@ -136,10 +136,12 @@ class ErrorClauses:
 
     @clause()
     async def test_no_secrets(self, caller: Caller) -> None:
-        """The error for a job or value that PostgreSQL cannot store does not quote it."""
-        await caller.execute("SAVEPOINT contract")
+        """The error for a job that PostgreSQL cannot store does not quote its arguments."""
         await _fails_in_secret(caller, caller.defer(new_job({"private": PRIVATE, "nul": "\0"})))
-        await caller.execute("ROLLBACK TO SAVEPOINT contract")
+
+    @clause()
+    async def test_no_secrets_of_values(self, caller: Caller) -> None:
+        """The error for a value that PostgreSQL cannot read does not quote it."""
         number = "SELECT CAST(%(text)s::text AS bigint) AS n"
         await _fails_in_secret(caller, caller.query(number, text=PRIVATE))
 

@@ -40,8 +40,7 @@ class InterruptionClauses:
         getattr(this, "uncancel", int)()
         must(not outcome, f"the cancellation is swallowed: the call {outcome}", error)
         must(took < PATIENCE, f"the call goes on for {took:.0f} seconds after it was cancelled")
-        with suppress(Exception):
-            await caller.rollback()
+        caller.database.value("SELECT pg_terminate_backend(%s)", pid)
         await caller.close()
 
     @clause(on="async")

@@ -32,10 +32,6 @@ class SurroundingsClauses:
         """Neither logs nor output nor warnings have a job's arguments, whether the call works or fails."""
         with _heard() as heard:
             await caller.defer(new_job({"private": _PRIVATE}))
-            attempt = caller.query(
-                "SELECT 1 / length(%(text)s::text || '') * 0 AS n", text=_PRIVATE
-            )
-            await caller.error_of(attempt)
             await caller.error_of(caller.defer(new_job({"private": _PRIVATE, "nul": "\0"})))
         told = [line for line in heard if _PRIVATE in line]
         must(not told, f"it tells them: {told[0][:200] if told else None}")

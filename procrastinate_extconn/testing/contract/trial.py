@@ -20,6 +20,7 @@ from . import report
 from .caller import Caller
 from .clause import Clause
 from .database import Database, shared_database
+from .openings import twice
 from .pools import Lender
 from .wiretap import Wiretap, tapped
 
@@ -113,7 +114,7 @@ def _database(config: pytest.Config) -> Database:
 def _try(
     clause: Clause, contract: PluginContract, kind: Kind, database: Database
 ) -> Failure | None:
-    stage = ["open"]
+    stage = ["open" if clause.prepared is not twice else "open another"]
     errors: list[tuple[str, BaseException]] = []
 
     async def main(held: Any) -> None:
@@ -170,7 +171,9 @@ def _text(
         lines = [f"the test's own `open` of {kind.id} failed, before the plugin was asked", reason]
         text = "\n".join([*lines, *below])
     else:
-        if failure.stage == "close":
+        if failure.stage == "open another":
+            reason = f"two connections at once cannot be opened: {reason}"
+        elif failure.stage == "close":
             reason = f"the connection cannot be closed after this clause: {reason}"
         text = report.breach(clause, kind.plugin, kind.id, reason, below)
     return report.without_secrets(text, database.dsn, database.server)

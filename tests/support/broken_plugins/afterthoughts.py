@@ -158,7 +158,7 @@ class BindsInOrder(Fault):
 class DropsNuls(Fault):
     """Makes a text fit to be stored."""
 
-    clause = "unstorable_texts"
+    clause = "nul"
     why = "nothing was raised instead of ConnectorException"
 
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
@@ -171,7 +171,7 @@ class DropsNuls(Fault):
 class ReplacesSurrogates(Fault):
     """Replaces what cannot be encoded."""
 
-    clause = "unstorable_texts"
+    clause = "half_characters"
     why = "for 'half \\ud83e.', nothing was raised"
 
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:

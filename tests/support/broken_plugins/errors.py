@@ -205,3 +205,9 @@ class ReadsNoLocks(Fault):
         if "queueing_lock" in query:
             raise NotImplementedError
         return super().execute(raw, query, args)
+
+
+class TellsValues(TellsSecrets):
+    """Does so for plain values."""
+
+    clause = "no_secrets_of_values"
