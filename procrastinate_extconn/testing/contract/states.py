@@ -142,6 +142,8 @@ async def _commit_by_itself(caller: Caller) -> None:
     """Bring about that each statement is committed by itself: by the end of a transaction, or by a setting."""
     with suppress(Exception):
         await caller.rollback()
+    if caller.is_over():
+        pytest.skip("the connection is over with its transaction")
     if await _commits(caller):
         return
     with suppress(Exception):
