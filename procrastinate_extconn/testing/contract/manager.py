@@ -203,7 +203,10 @@ def _typed(rows: Rows, query: str) -> list[dict[str, tuple[type, Any]]]:
         rows = sorted(rows, key=str)
     return [
         {
-            name: (type(value), json.dumps(value) if isinstance(value, (dict, list)) else value)
+            name: (
+                type(value),
+                json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value,
+            )
             for name, value in row.items()
         }
         for row in rows

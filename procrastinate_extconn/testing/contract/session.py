@@ -33,11 +33,26 @@ _OTHER_TABLES = """
     WHERE locktype = 'relation' AND pid = pg_backend_pid() AND mode NOT IN ('AccessShareLock', 'RowShareLock')
 """
 _WRITES = "RowExclusiveLock"
-_READ = """
-    SELECT true, 7, 7::bigint, 1.5::float8, 1.50::numeric, 'text'::text, '{"a": [1]}'::jsonb, '{"a": [1]}'::json,
-           timestamptz '2031-06-01T12:00Z', timestamp '2031-06-01T12:00', date '2031-06-01', NULL,
-           '550e8400-e29b-41d4-a716-446655440000'::uuid, '{a,b}'::text[], '\\x00ff'::bytea
-"""
+_READ = "SELECT " + ", ".join(
+    f"{value} AS value_{n}"
+    for n, value in enumerate(
+        (
+            *("true", "7", "7::bigint", "1.5::float8", "1.50::numeric", "'text'::text", "NULL"),
+            *(
+                """'{"a": [1]}'::jsonb""",
+                """'{"a": [1]}'::json""",
+                "'{a,b}'::text[]",
+                r"'\x00ff'::bytea",
+            ),
+            *(
+                "timestamptz '2031-06-01T12:00Z'",
+                "timestamp '2031-06-01T12:00'",
+                "date '2031-06-01'",
+            ),
+            "'550e8400-e29b-41d4-a716-446655440000'::uuid",
+        )
+    )
+)
 
 
 class SessionClauses:
