@@ -238,7 +238,8 @@ def _chooses(session: Any) -> bool:
     """Whether *session* may have more than one engine."""
     from sqlalchemy.orm import Session
 
-    own_get_bind = getattr(type(session).get_bind, "__func__", type(session).get_bind)
+    get_bind = session.__class__.get_bind  # of the wrapped object, where it is a proxy
+    own_get_bind = getattr(get_bind, "__func__", get_bind)
     return bool(_named_binds(session)) or own_get_bind is not Session.get_bind
 
 
