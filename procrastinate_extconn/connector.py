@@ -10,10 +10,11 @@ from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
+from .drivers import StateSeen
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .guard import READY, guard, require_postgresql, warn
-from .hookspecs import Rows, State
+from .hookspecs import Description, Rows, State
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
@@ -67,11 +68,7 @@ class ExternalConnector(OneBodyConnector):
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
-            require_postgresql(self._conn, description)
-            if description.is_async is not is_async:
-                raise self._mismatch(is_async=is_async)
-            if description.state not in READY:
-                guard(self._conn, description, query, self._mode or layer.outside_transaction)
+            self._judge(description, query, is_async=is_async)
         options = self._options
         if (
             options is None
@@ -82,6 +79,19 @@ class ExternalConnector(OneBodyConnector):
         state = description.state if description else "unknown"
         rows = self._defer(query, arguments, options, state, is_async=is_async)
         return rows if is_async else finish(rows)
+
+    def _judge(self, description: Description, query: str, *, is_async: bool) -> None:
+        require_postgresql(self._conn, description)
+        if description.is_async is not is_async:
+            raise self._mismatch(is_async=is_async)
+        if description.state not in READY:
+            guard(self._conn, description, query, self._mode or layer.outside_transaction)
+
+    def _judge_again(self, query: str, *, is_async: bool) -> None:
+        """Judge a connection that its wrapper has only now checked out."""
+        description = plugins().describe(self._conn)
+        if description is not None:
+            self._judge(description, query, is_async=is_async)
 
     async def _defer(
         self,
@@ -110,9 +120,12 @@ class ExternalConnector(OneBodyConnector):
     def _send(
         self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows | Awaitable[Rows]:
-        query, args = wire.encode(query, arguments, self.json_dumps)
+        sent, args = wire.encode(query, arguments, self.json_dumps)
         try:
-            result = plugins().execute(self._conn, query, args)
+            result = plugins().execute(self._conn, sent, args)
+        except StateSeen:
+            self._judge_again(query, is_async=is_async)
+            return self._send(query, arguments, is_async=is_async)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments)
         else:
@@ -137,6 +150,9 @@ class ExternalConnector(OneBodyConnector):
     ) -> Rows:
         try:
             rows = await result
+        except StateSeen:
+            self._judge_again(query, is_async=True)
+            return await done(self._send(query, arguments, is_async=True))
         except Exception as exc:  # noqa: BLE001
             error = self._translated(exc, arguments)
         else:

@@ -14,6 +14,7 @@ from .plugins import plugins
 __all__ = [
     "Classes",
     "Refusal",
+    "StateSeen",
     "describe_held",
     "execute_on_held",
     "libpq_state",
@@ -23,6 +24,14 @@ __all__ = [
     "require_encodable",
     "rows",
 ]
+
+
+class StateSeen(Exception):
+    """Raised in ``execute_on_external`` before anything is sent, where a wrapper has just checked its connection out.
+
+    The connection is then described and judged again, and the hook called again, unless it is refused.
+    """
+
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s|%%")
 

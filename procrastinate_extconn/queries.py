@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 
 from procrastinate import sql
 
@@ -25,6 +26,11 @@ MANAGER_QUERIES = frozenset(sql.queries.values()) - WORKER_QUERIES
 """What a job manager asks on behalf of an application."""
 
 _WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+
+
+def notifies(query: str, args: Mapping[str, object]) -> bool:
+    """Whether *query* sends a NOTIFY, as it does where it defers or aborts a job."""
+    return "procrastinate_defer_" in query or bool(args.get("abort"))
 
 
 @functools.lru_cache(maxsize=256)

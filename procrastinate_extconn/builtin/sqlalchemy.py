@@ -14,16 +14,18 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from ..ambient import MEANT
 from ..drivers import (
     Classes,
     Refusal,
+    StateSeen,
     describe_held,
     named,
     require_encodable,
 )
-from ..exceptions import UnsupportedConnection
+from ..exceptions import SyncAsyncMismatch, UnsupportedConnection, UnusableConnection
 from ..hookspecs import Description, Kind, Rows, State, Value, hookimpl
-from ..queries import writes
+from ..queries import notifies, writes
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -66,6 +68,10 @@ _BEGIN = {
 }
 """The line that opens a transaction, by whether it is a connection, and async."""
 
+_NO_GREENLET = (
+    "this is the synchronous side of an asynchronous SQLAlchemy connection or session: pass the asynchronous one to "
+    "`await ... .defer_async()`, or make the call in a function that `run_sync()` runs"
+)
 _CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
 _SCOPED = Classes[bool](
     {"sqlalchemy.orm.scoped_session": True, "sqlalchemy.ext.asyncio.async_scoped_session": True}
@@ -80,12 +86,22 @@ def execute_on_external(
     if is_async is None:
         return None
     if not is_async:
-        return _execute(_current(conn), query, args)
+        try:
+            return _execute(_current(conn), query, args)
+        except Exception as exc:
+            if type(exc).__name__ == "MissingGreenlet":
+                raise SyncAsyncMismatch(_NO_GREENLET) from exc
+            raise
     return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
 
 
 def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    connection: Connection = target if _CONNECTION.find(target) else _connection_of(target)
+    connection: Connection = target if _CONNECTION.find(target) else _checked_out(target, query)
+    if notifies(query, args) and hasattr(connection.get_transaction(), "prepare"):
+        raise UnusableConnection(
+            "this transaction is a two-phase one, and PostgreSQL does not prepare a transaction that has sent NOTIFY, "
+            "as a deferred or aborted job does: use a transaction that is not two-phase"
+        )
     if connection.dialect.driver == "pg8000":
         # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
@@ -143,6 +159,18 @@ def describe_external(conn: Any) -> Description | None:
 
 def _current(conn: Any) -> Any:
     return conn() if _SCOPED.find(conn) else conn
+
+
+def _checked_out(session: Session, query: str) -> Connection:
+    """The connection of *session*, which may check it out now.
+
+    :raises StateSeen: if only now one could see that the driver itself commits each statement.
+    """
+    before = len(_held(session))
+    connection = _connection_of(session)
+    if len(_held(session)) > before and writes(query) and _state(connection) == "autocommit":
+        raise StateSeen
+    return connection
 
 
 def _connection_of(session: Session) -> Connection:
@@ -218,7 +246,9 @@ def _mark_changed(session: Any) -> None:
 
 
 def _session_state(session: Session, bind: Engine | Connection) -> State:
-    if session.in_transaction() and not session.is_active:
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is not None and not transaction.is_active:
+        _refuse_ended(session, transaction)
         return "failed"
     connection = _held_by(session, bind)
     if connection is not None:
@@ -226,11 +256,40 @@ def _session_state(session: Session, bind: Engine | Connection) -> State:
     return "autocommit" if _opens_in_autocommit(bind) else "idle"
 
 
+_ENDED = {
+    "COMMITTED": f"is committed already, so that nothing more can be part of it. {MEANT}",
+    "PREPARED": "is prepared for its second phase, so that nothing more is part of it: commit or roll it back first",
+    "DEACTIVE": f"is rolled back: start a new one after this call. {MEANT}",
+    "PROVISIONING_CONNECTION": (
+        "is being given its connection, by another task or around this hook: let one task at a time use a session; in "
+        "after_begin, pass the hook's own `connection`"
+    ),
+}
+
+
+def _refuse_ended(session: Session, transaction: Any) -> None:
+    """Refuse a session that is between two transactions, as in most of its hooks.
+
+    :raises UnusableConnection: if its transaction has not failed.
+    """
+    state = getattr(getattr(transaction, "_state", None), "name", None)
+    said = _ENDED.get(state or "")
+    if state == "COMMITTED" and transaction.nested:
+        said = "is in a savepoint that is over: make the call after its block"
+    if said and not getattr(transaction, "_rollback_exception", None):
+        raise UnusableConnection(f"the transaction of this {type(session).__name__} {said}")
+
+
 def _held_by(session: Session, bind: Engine | Connection) -> Connection | None:
     """The connection that *session* has checked out for *bind*. Asking the session would check one out."""
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    held = getattr(transaction, "_connections", {}).get(bind)
+    held = _held(session).get(bind)
     return held[0] if held else None
+
+
+def _held(session: Session) -> Mapping[Any, Any]:
+    """Each connection that *session* has checked out, by itself and by its engine."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    return getattr(transaction, "_connections", {})
 
 
 def _state(connection: Connection) -> State:
