@@ -17,6 +17,7 @@ from .exceptions import (
 
 if TYPE_CHECKING:
     from .ambient import standalone, using
+    from .bulk import defer_many, defer_many_async
     from .completion.calls import complete, complete_async
     from .connector import ExternalConnector
     from .hookspecs import Description, Diagnostic, hookimpl
@@ -39,6 +40,8 @@ __all__ = [
     "UnusableConnection",
     "complete",
     "complete_async",
+    "defer_many",
+    "defer_many_async",
     "describe",
     "external",
     "hookimpl",
@@ -59,6 +62,8 @@ _HOMES = {
     "PoolConnector": "pool.connector",
     "complete": "completion.calls",
     "complete_async": "completion.calls",
+    "defer_many": "bulk",
+    "defer_many_async": "bulk",
     "describe": "plugins",
     "external": "options",
     "hookimpl": "hookspecs",

@@ -15,7 +15,7 @@ from procrastinate import App
 from procrastinate.connector import BaseConnector
 from procrastinate.testing import InMemoryConnector
 
-from . import ambient, forgotten, overrides, own_work, replacing
+from . import ambient, forgotten, lazy_log, overrides, own_work, replacing
 from .exceptions import ExternalConnectionError
 from .layer import DEFAULT_MODE, Modes, layer
 from .options import OutsideMode, check_modes
@@ -210,6 +210,7 @@ def watch() -> None:
         replacing.replace(BaseConnector, "__init_subclass__", classmethod(_wrap_subclass), __name__)
         replacing.wrap(App, "replace_connector", _following, __name__)
         overrides.watch()
+        lazy_log.watch()
 
 
 def _wrap_subclass(cls: type[BaseConnector], /, **kwargs: Any) -> None:
@@ -290,7 +291,7 @@ def _external_connector() -> type[ExternalConnector]:
 def _external(connector: Any, connection: object) -> ExternalConnector:
     return _external_connector()(
         connection,
-        # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.
+        # Some of Procrastinate's connectors keep them in private attributes, the others in public ones.
         json_dumps=getattr(connector, "_json_dumps", None) or connector.json_dumps,
         json_loads=getattr(connector, "_json_loads", None) or connector.json_loads,
         outside_transaction=layer.mode_of(connector),

@@ -13,12 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from json.encoder import encode_basestring, encode_basestring_ascii
+from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
+from .builtin.native import as_text
 from .exceptions import ExternalConnectionError
 from .hookspecs import Rows, Value
+from .queries import JOBS, JOBS_AS_TEXT
 
 Dumps: TypeAlias = "Callable[[Any], str | bytes]"
 Loads: TypeAlias = "Callable[[str], Any]"
@@ -26,17 +28,12 @@ Loads: TypeAlias = "Callable[[str], Any]"
 DEFERS = "procrastinate_defer_jobs_"
 """What each query that defers jobs calls. Its rows are the ids of the jobs."""
 
+# `json.dumps` sets up more at each call. A cycle ends in a RecursionError.
+_dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 JSON_COLUMNS = ("args", "stats")
 """The columns that Procrastinate's queries return as JSON."""
 
-_JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
-# The table is named so that a database without Procrastinate's schema and one with another version of it give
-# different errors: the server looks at FROM first.
-# PostgreSQL's own names are qualified: an earlier schema of the search_path may have the same.
-_RECORDS = r"pg_catalog.json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS pg_catalog.text) AS pg_catalog.json))"
-_JOBS_AS_TEXT = (
-    "ARRAY(SELECT RECORDS FROM (SELECT CAST('procrastinate_jobs' AS pg_catalog.regclass)) AS its_schema)"
-).replace("RECORDS", _RECORDS)
 _CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
 # A list travels as the text of PostgreSQL's array literal, which every driver can bind.
 _ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
@@ -61,9 +58,9 @@ class Statement(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def prepare(query: str) -> Statement:
     """*query* with a ``CAST`` for every ``::``, job records as one text, and no parameter of an unclear type."""
-    jobs = _JOBS.search(query)
+    jobs = JOBS.search(query)
     numbers = frozenset(_CONCATENATED.findall(query))
-    query = _JOBS.sub(_JOBS_AS_TEXT, query)
+    query = JOBS.sub(JOBS_AS_TEXT, query)
     arrays = frozenset(name for name, _ in _ARRAY.findall(query))
     query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS pg_catalog.text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
@@ -72,21 +69,13 @@ def prepare(query: str) -> Statement:
     return Statement(query, jobs[1] if jobs else None, numbers, arrays)
 
 
-@functools.lru_cache(maxsize=16)
-def records(query: str) -> tuple[str, str]:
-    """The job records that *query* defers: as a set, and as the array that stands in the prepared query."""
-    found = _JOBS.search(query)
-    assert found is not None
-    return found.expand(_RECORDS), found.expand(_JOBS_AS_TEXT)
-
-
 def encode(
     query: str, arguments: Mapping[str, Any], dumps: Dumps | None = None
 ) -> tuple[str, dict[str, Value]]:
     """A query of Procrastinate's and its arguments, as a plugin gets them.
 
     :param dumps: makes JSON of a job's arguments; `json.dumps` if None. What it raises comes out as it is.
-    :raises ExternalConnectionError: for a list that the query does not cast to an array.
+    :raises ExternalConnectionError: for a list that the query does not cast to an array, or a text with a NUL.
     """
     query, jobs, numbers, arrays = prepare(query)
     args: dict[str, Value] = {}
@@ -102,12 +91,20 @@ def encode(
             )
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
-            args[name] = _array(name, value, arrays)
+            args[name] = _without_nul(name, _array(name, value, arrays))
         elif name in numbers and value is not None:
             args[name] = float(value)
         else:
-            args[name] = value
+            args[name] = _without_nul(name, value) if isinstance(value, str) else value
     return query, args
+
+
+def _without_nul(name: str, text: str) -> str:
+    if "\0" in text:  # Some drivers would cut the text there.
+        raise ExternalConnectionError(
+            f"the parameter {name!r} has a NUL character, which PostgreSQL cannot store: remove it"
+        )
+    return text
 
 
 def _array(name: str, values: Iterable[Any], arrays: frozenset[str]) -> str:
@@ -202,6 +199,17 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     return "".join(text)
 
 
+def encode_rows(rows: Sequence[dict[str, Any]], dumps: Dumps | None = None) -> str:
+    """A JSON array of job records that hold nothing but the arguments of a job each."""
+    if dumps is None:
+        return _dumps([{"args": row} for row in rows])
+    return f"[{','.join([_record(dumps(row)) for row in rows])}]"
+
+
+def _record(document: str | bytes) -> str:
+    return f'{{"args":{_text(document)}}}'
+
+
 def _json(value: Any, dumps: Dumps) -> str:
     """A value of a field that is not known here, as PostgreSQL reads it from a JSON record."""
     if isinstance(value, Enum):
@@ -218,50 +226,18 @@ def _quote(value: object) -> str:
 
 
 def lock_text(value: object) -> str:
-    """A lock as Procrastinate's own psycopg connectors store it: a UUID without hyphens, for instance.
+    """A lock or a queue as Procrastinate's own connectors write it, so that both mean the same one.
 
-    :raises ExternalConnectionError: for a value that they do not store as text either.
+    :raises ExternalConnectionError: for what they do not write, or only as PostgreSQL's text of bytes.
     """
     if type(value) is str:
         return value
-    text = _dumped(value)
+    text = as_text(value)
     if text is None:
         raise ExternalConnectionError(
-            f"a {type(value).__qualname__} is no lock or queue: pass a str, as two processes have to agree on it"
+            f"a lock or a queue should be a str, got {type(value).__name__}, which cannot be written as text"
         )
     return text
-
-
-def _dumped(value: object) -> str | None:
-    from psycopg import ProgrammingError
-    from psycopg.adapt import PyFormat, Transformer
-
-    try:
-        dumped = Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
-    except ProgrammingError:
-        return None
-    return None if dumped is None else bytes(dumped).decode()
-
-
-def _make_dumps() -> Callable[[Any], str]:
-    """`json.dumps`, which sets up an encoder at each call, with one that is kept."""
-    make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
-    if make_encoder is None:  # another Python than CPython
-        return json.dumps
-    refuse = json.JSONEncoder().default
-    # By position: no watch for cycles, no indent, separators, no sorting of keys, none skipped, NaN allowed.
-    encode = make_encoder(None, refuse, encode_basestring_ascii, None, ":", ",", False, False, True)
-
-    def dumps(document: Any) -> str:
-        try:
-            return "".join(encode(document, 0))
-        except RecursionError:
-            return json.dumps(document)  # says that it is a cycle, if it is one
-
-    return dumps
-
-
-_dumps = _make_dumps()
 
 
 def _text(document: str | bytes) -> str:

@@ -10,13 +10,14 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..ambient import MEANT
 from ..drivers import (
     Classes,
+    Notifications,
     Refusal,
     StateSeen,
     describe_held,
@@ -24,11 +25,13 @@ from ..drivers import (
     require_encodable,
 )
 from ..exceptions import SyncAsyncMismatch, UnsupportedConnection, UnusableConnection
-from ..hookspecs import Description, Kind, Rows, State, Value, hookimpl
+from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
 from ..queries import notifies, writes
+from . import psycopg
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
+    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session
 
 _IS_ASYNC = Classes[bool](
@@ -56,8 +59,8 @@ _IS_ASYNC = Classes[bool](
         "sqlalchemy.ext.asyncio.AsyncSessionTransaction": Refusal("transaction.session"),
     }
 )
-_ENGINE = Classes[bool](
-    {"sqlalchemy.engine.Engine": True, "sqlalchemy.ext.asyncio.AsyncEngine": True}
+_IS_ASYNC_POOL = Classes[bool](
+    {"sqlalchemy.engine.Engine": False, "sqlalchemy.ext.asyncio.AsyncEngine": True}
 )
 _LEVEL = 'engine.execution_options(isolation_level="READ COMMITTED")'
 _BEGIN = {
@@ -130,7 +133,66 @@ def _text(query: str) -> TextClause:
 def connect_external(
     pool: Any,
 ) -> AbstractContextManager[object] | AbstractAsyncContextManager[object] | None:
-    return pool.begin() if _ENGINE.find(pool) else None
+    return None if _IS_ASYNC_POOL.find(pool) is None else pool.begin()
+
+
+@hookimpl
+def listen_external(
+    pool: Any, channels: Sequence[str]
+) -> AbstractAsyncContextManager[Listener] | None:
+    if not _IS_ASYNC_POOL.find(pool) or (channels and pool.dialect.driver not in _NOTIFICATIONS):
+        return None
+    return _listen(pool, channels)
+
+
+@asynccontextmanager
+async def _listen(engine: AsyncEngine, channels: Sequence[str]) -> AsyncGenerator[Listener, None]:
+    async with engine.connect() as conn:
+        try:
+            await conn.execution_options(isolation_level="AUTOCOMMIT")
+            await conn.exec_driver_sql("SELECT 1")  # A connection that is dead is replaced here.
+            if not channels:
+                yield Listener(conn, Notifications(), _size(engine))
+                return
+            raw: Any = (await conn.get_raw_connection()).driver_connection
+            async with _NOTIFICATIONS[engine.dialect.driver](raw, channels) as received:
+                yield Listener(conn, received, _size(engine))
+        except BaseException:
+            await conn.invalidate()
+            raise
+
+
+@asynccontextmanager
+async def _of_asyncpg(conn: Any, channels: Sequence[str]) -> AsyncGenerator[Notifications, None]:
+    received = Notifications()
+
+    def handle(conn: object, pid: int, channel: str, payload: str) -> None:
+        received.put(channel, payload)
+
+    conn.add_termination_listener(received.end)
+    for channel in channels:
+        await conn.add_listener(channel, handle)
+    try:
+        yield received
+    finally:
+        received.end()
+        conn.remove_termination_listener(received.end)
+        for channel in channels:
+            if not conn.is_closed():
+                await conn.remove_listener(channel, handle)
+
+
+_NOTIFICATIONS: dict[str, Callable[[Any, Sequence[str]], AbstractAsyncContextManager[Any]]] = {
+    "asyncpg": _of_asyncpg,
+    "psycopg": psycopg.notifications,
+}
+"""The drivers that listen -> how."""
+
+
+def _size(engine: AsyncEngine) -> int | None:
+    pool: Any = engine.pool
+    overflow = getattr(pool, "_max_overflow", -1)
+    return pool.size() + overflow if hasattr(pool, "size") and overflow >= 0 else None
 
 
 @hookimpl
