@@ -6,8 +6,8 @@ Our text has the SQLSTATE and the primary message. DETAIL and CONTEXT quote valu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from procrastinate.exceptions import ConnectorException, UniqueViolation
 from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
@@ -28,7 +28,10 @@ _OTHER_SCHEMA = (
     "Procrastinate's schema there may be of another version than this Procrastinate: apply its migrations. It may also "
     "be only a part that is on the search_path, or a type that the driver has chosen for a parameter."
 )
-_NOT_OURS = "That is no name of Procrastinate's: see whether a trigger on its tables asks for it."
+_NOT_OURS = (
+    "That is no name of Procrastinate's: a trigger on its tables may ask for it, or the driver may have chosen another "
+    "type for a parameter."
+)
 _STANDBY = "The server is a standby, which takes no writes: use a connection to the primary."
 _NOT_JSON = "The job's arguments are not JSON that PostgreSQL reads: NaN, Infinity and half a surrogate pair are not."
 _UNDECODABLE = (
@@ -204,9 +207,12 @@ def _harmless(error: ServerError) -> str:
 def _is_servers_own(error: ServerError) -> bool:
     if error.sqlstate is None or _OWN_WORDS.fullmatch(error.message or ""):
         return True
-    # libpq's drivers tell where in the server's source the error was raised; asyncpg tells the same.
-    source = getattr(getattr(error.cause, "diag", None), "source_function", None)
-    source = source or getattr(error.cause, "server_source_function", None)
+    # Most drivers tell where in the server's source the error was raised.
+    cause: Any = error.cause
+    source = getattr(getattr(cause, "diag", None), "source_function", None)
+    source = source or getattr(cause, "server_source_function", None)
+    if cause.args and isinstance(cause.args[0], Mapping):  # the protocol's one-letter fields
+        source = cause.args[0].get("R")
     return source != "exec_stmt_raise" and _OWN_CLASS.match(error.sqlstate) is not None
 
 
