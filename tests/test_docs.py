@@ -3,7 +3,8 @@
 Python stands on a page in two ways. A fenced block marked ``python`` is a whole program. It connects by ``PGHOST``,
 ``PGDATABASE`` and the like to a database with Procrastinate's schema. It makes its own table, and can be run again.
 Where "It prints:" and a ``text`` block follow, that is the output of the first run. Everything else is included
-from a file in ``docs/examples``: a test file is run here, an application by `test_examples`, the plugin by `test_write_a_plugin`.
+from a file in ``docs/examples``. A test file is run here, an application by `test_examples`, a plugin by
+`test_write_a_plugin`.
 A page with Python of any other kind, a fragment that nobody runs, fails `test_no_fragment_is_left`.
 The README of a plugin shows a part of such a program.
 """
