@@ -29,13 +29,13 @@ python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [
     # Documented elsewhere: Python's names, Procrastinate's and pluggy's.
-    ("py:.*", r"(collections|contextlib|json|sys|procrastinate|pluggy)\..*"),
-    ("py:.*", "InMemoryConnector|PsycopgConnector|PluginManager.*"),
+    ("py:.*", r"(collections|contextlib|datetime|json|sys|procrastinate|pluggy)\..*"),
+    ("py:.*", "InMemoryConnector|PsycopgConnector|PluginManager.*|Job"),
     # What a signature is written with: type variables and aliases, and types that are no public names.
     ("py:class", r".*\.[CT]|(wire\.)?(Dumps|Loads|OutsideMode|Rows|State|Value)"),
     ("py:class", r"procrastinate_extconn\..*\.(External|RolledBack)"),
     # Parameters and attributes of what the docstring is about.
-    ("py:obj", "done|run|Description.state"),
+    ("py:obj", "done|run|Description.state|Listener"),
 ]
 
 html_theme = "furo"

@@ -1,189 +1,209 @@
-"""A taken queueing lock need be no error, and a failed defer need not cost the caller's transaction.
+"""A failed statement leaves the caller's transaction usable, and a taken queueing lock can be no failure at all.
 
-No savepoint of ours is ever on the caller's connection: rolling back to one would undo what another task or thread has
-sent on that connection meanwhile.
+No savepoint is sent: rolling back to one would undo what another task or thread has sent on the connection meanwhile.
+The server undoes the statement alone, in a block of PL/pgSQL. Such a block takes no parameters and returns no rows, so
+a setting that ends with the transaction carries the call there and the answer back.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 import json
-import threading
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, TypeAlias
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
-from procrastinate.exceptions import ConnectorException
+from procrastinate.exceptions import UniqueViolation
+from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
 
 from . import wire
 from .hookspecs import Rows, State
-from .options import External
+from .options import OnConflict
+from .queries import writes
 
 Send: TypeAlias = "Callable[[str, dict[str, Any]], Awaitable[Rows]]"
 
+_ATTEMPTS = 10
+"""How often to insert again where the job that held the lock has gone meanwhile."""
 
-class ServerRefusal(Exception):
-    """An error that the server caught inside a statement of ours, with what it said."""
+_PUT = "SELECT pg_catalog.set_config('{setting}', %(call)s, true) AS put"
+_GET = "SELECT pg_catalog.current_setting('{setting}', true) AS answer"
+# The jobs that hold one of the locks are locked until the caller's transaction ends. The locks travel as one text: in
+# an array, some drivers send a lock that reads null as NULL.
+_LOOK_AND_PUT = (
+    f"{_PUT}, pg_catalog.current_setting('transaction_isolation') AS isolation, "  # noqa: S608
+    "CAST((SELECT pg_catalog.json_object_agg(queueing_lock, id) FROM ("
+    "SELECT queueing_lock, id FROM procrastinate_jobs WHERE status = 'todo' AND queueing_lock = "
+    "ANY(ARRAY(SELECT pg_catalog.json_array_elements_text("
+    "CAST(CAST(%(locks)s AS pg_catalog.text) AS pg_catalog.json)))) FOR SHARE"
+    ") AS waiting) AS pg_catalog.text) AS waiting"
+)
+_CALL = """DO $extconn$
+DECLARE
+    call pg_catalog.json = CAST(NULLIF(pg_catalog.current_setting('{setting}', true), '') AS pg_catalog.json);
+    statement pg_catalog.text;
+    found pg_catalog.text[];
+    one record;
+    sqlstate_ pg_catalog.text; message pg_catalog.text;
+    detail pg_catalog.text; constraint_ pg_catalog.text;
+BEGIN
+    IF call IS NULL THEN
+        RETURN;
+    END IF;
+    BEGIN
+        statement = pg_catalog.format(
+            call->>'query', VARIADIC ARRAY(SELECT pg_catalog.json_array_elements_text(call->'values')));
+        IF CAST(call->>'has_rows' AS pg_catalog.bool) THEN
+            FOR one IN EXECUTE statement LOOP
+                found = pg_catalog.array_append(found, CAST(pg_catalog.to_json(one) AS pg_catalog.text));
+            END LOOP;
+        ELSE
+            EXECUTE statement;
+        END IF;
+        PERFORM pg_catalog.set_config(
+            '{setting}', '[[' || coalesce(pg_catalog.array_to_string(found, ','), '') || ']]', true);
+    EXCEPTION WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS sqlstate_ = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
+            constraint_ = CONSTRAINT_NAME;
+        PERFORM pg_catalog.set_config('{setting}', CAST(
+            pg_catalog.json_build_array(sqlstate_, message, detail, constraint_) AS pg_catalog.text), true);
+    END;
+END
+$extconn$"""
 
-    def __init__(self, said: dict[str, str]) -> None:
-        super().__init__(said["message"])
-        self.sqlstate = said["sqlstate"]
-        self.message = said["message"]
-        self.detail = said["detail"]
-        self.constraint_name = said["constraint"]
+_numbers = itertools.count()
+_free: list[int] = []
+
+
+class CaughtError(Exception):
+    """The server's error, as the block caught it. Its text has no value that was sent."""
+
+    def __init__(self, sqlstate: str, message: str, detail: str, constraint_name: str) -> None:
+        super().__init__(f"SQLSTATE {sqlstate}")
+        self.sqlstate = sqlstate
+        self.message = message
+        self.detail = detail
+        self.constraint_name = constraint_name
+
+
+class Connection(NamedTuple):
+    """What is needed of the connector."""
+
+    send: Send
+    """Runs a statement on the connection."""
+    encode: Callable[[str, dict[str, Any]], tuple[str, dict[str, Any]]]
+    """Makes plain values of a query's arguments."""
+    translated: Callable[[Exception, dict[str, Any]], Exception]
+    """Procrastinate's error for one that was caught."""
+    state: State
+    """The state before the call. Outside a transaction nothing needs to be caught."""
 
 
 async def execute(
-    send: Send,
-    query: str,
-    arguments: dict[str, Any],
-    options: External,
-    state: State,
-    dumps: wire.Dumps | None,
+    conn: Connection, query: str, arguments: dict[str, Any], on_conflict: OnConflict
 ) -> Rows:
-    """Defer jobs as *options* say.
-
-    :param send: runs a statement on the connection.
-    :param state: the connection's state before it. Outside a transaction there is nothing to keep.
-    :param dumps: makes JSON of a job's arguments.
-    :raises ServerRefusal: if the server refuses the jobs, and the transaction was kept.
-    """
-    parameter = wire.prepare(query).jobs
-    assert parameter is not None
-    keep = options.savepoint and state != "autocommit"
-    if keep and state == "unknown":
-        keep = await _is_in_transaction(send)
-    run = functools.partial(_run_caught if keep else _run, send)
-    if options.on_conflict == "raise":
-        return await run(query, parameter, wire.encode_jobs(arguments[parameter], dumps))
-    return await _find_or_defer(run, query, parameter, arguments[parameter], dumps)
+    """Run one query so that its failure leaves the transaction usable."""
+    jobs = wire.prepare(query).jobs
+    if on_conflict == "existing" and jobs is not None:
+        return await _defer_or_find(conn, query, arguments, jobs)
+    if conn.state == "autocommit" or not writes(query):
+        return await conn.send(query, arguments)
+    with _setting() as setting:
+        await conn.send(_PUT.format(setting=setting), {"call": _call(conn, query, arguments)})
+        answer = await _answer(conn, setting)
+    return await _rows(conn, query, arguments, answer)
 
 
-async def _find_or_defer(
-    run: Callable[[str, str, str], Awaitable[Rows]],
-    query: str,
-    parameter: str,
-    jobs: list[Any],
-    dumps: wire.Dumps | None,
+@contextmanager
+def _setting() -> Iterator[str]:
+    """A setting of this call's own. The names are few, so that a driver prepares the statements once."""
+    try:
+        number = _free.pop()
+    except IndexError:
+        number = next(_numbers)
+    yield f"procrastinate_extconn.call_{number}"
+    # Not after an error or a cancellation: a statement may still be on its way.
+    _free.append(number)
+
+
+def _call(conn: Connection, query: str, arguments: dict[str, Any]) -> str:
+    query, args = conn.encode(query, arguments)
+    names = list(args)
+    query = re.sub(r"%\((\w+)\)s", lambda found: f"%{names.index(found[1]) + 1}$L", query)
+    has_rows = query.lstrip()[:6].upper() == "SELECT" or "RETURNING" in query.upper()
+    call = {"query": query, "values": list(args.values()), "has_rows": has_rows}
+    # In ASCII, so that a text which the database cannot store is no error before the block.
+    return json.dumps(call, default=str)
+
+
+async def _answer(conn: Connection, setting: str) -> list[Any] | None:
+    await conn.send(_CALL.format(setting=setting), {})
+    rows = await conn.send(_GET.format(setting=setting), {})
+    answer = rows[0]["answer"]
+    return json.loads(answer) if answer else None
+
+
+async def _rows(
+    conn: Connection, query: str, arguments: dict[str, Any], answer: list[Any] | None
 ) -> Rows:
+    if answer is None:
+        # The state was unknown, and the setting is gone: each statement commits by itself.
+        return await conn.send(query, arguments)
+    if len(answer) == 1:
+        rows: Rows = answer[0]
+        return rows
+    error = conn.translated(CaughtError(*answer), arguments)
+    try:
+        raise error
+    finally:
+        del error
+
+
+async def _defer_or_find(
+    conn: Connection, query: str, arguments: dict[str, Any], parameter: str
+) -> Rows:
+    jobs = arguments[parameter]
     # A job without a lock is known by its place.
     keys = [
-        index if job.queueing_lock is None else wire.lock_text(job.queueing_lock)
+        index if (lock := job.queueing_lock) is None else wire.lock_text(lock)
         for index, job in enumerate(jobs)
     ]
-    first = dict(zip(reversed(keys), reversed(jobs), strict=True))
-    unique = {key: first[key] for key in keys}
-    rows = await run(_looking(query), parameter, wire.encode_jobs([*unique.values()], dumps))
-    ids = {row["queueing_lock"]: row["id"] for row in rows if row["queueing_lock"] is not None}
-    new = iter(row["id"] for row in rows if row["queueing_lock"] is None)
-    ids |= {key: next(new) for key in unique if key not in ids}
+    ids: dict[int | str, int] = {}
+    attempts = _ATTEMPTS
+    while new := _first_of_each(keys, jobs, ids):
+        sent = {**arguments, parameter: list(new.values())}
+        with _setting() as setting:
+            look = {
+                "call": _call(conn, query, sent),
+                "locks": json.dumps(
+                    [key for key in new if isinstance(key, str)], ensure_ascii=False
+                ),
+            }
+            [seen] = await conn.send(_LOOK_AND_PUT.format(setting=setting), look)
+            if seen["waiting"]:
+                ids.update(json.loads(seen["waiting"]))
+                continue
+            answer = None if conn.state == "autocommit" else await _answer(conn, setting)
+        try:
+            rows = await _rows(conn, query, sent, answer)
+        except UniqueViolation as exc:
+            attempts -= 1
+            is_lock = exc.constraint_name == QUEUEING_LOCK_CONSTRAINT
+            # Under these, no later look would find the job that is in the way.
+            is_old = seen["isolation"] in ("repeatable read", "serializable")
+            if is_old or not is_lock or not attempts:
+                raise
+        else:
+            ids.update(zip(new, (row["id"] for row in rows), strict=True))
     return [{"id": ids[key]} for key in keys]
 
 
-# The jobs that are found are locked until the transaction ends, so that none runs before the caller's rows are visible.
-# They come with their queueing lock, new jobs without.
-_LOOKING = """
-WITH jobs AS (
-    SELECT job, pg_catalog.row_number() OVER () AS number FROM (SELECT RECORDS AS job) AS sent
-), holders AS MATERIALIZED (
-    SELECT id, queueing_lock FROM procrastinate_jobs
-    WHERE status = 'todo' AND queueing_lock = ANY(ARRAY(SELECT (job).queueing_lock FROM jobs))
-    FOR SHARE
-), new AS (
-    DEFER
-)
-SELECT CAST(queueing_lock AS pg_catalog.text) AS queueing_lock, id FROM holders
-UNION ALL
-SELECT NULL, id FROM new"""
-_FREE = (
-    "ARRAY(SELECT job FROM jobs WHERE NOT EXISTS (SELECT FROM holders "
-    "WHERE holders.queueing_lock = (jobs.job).queueing_lock) ORDER BY number)"
-)
-
-
-@functools.lru_cache(maxsize=16)
-def _looking(query: str) -> str:
-    """*query* for the jobs whose queueing locks are free, and the jobs that hold the others."""
-    records, array = wire.records(query)
-    deferring = wire.prepare(query).query.strip().rstrip(";").replace(array, _FREE)
-    return _LOOKING.replace("RECORDS", records).replace("DEFER", deferring)
-
-
-async def _run(send: Send, query: str, parameter: str, jobs: str) -> Rows:
-    return await send(wire.prepare(query).query, {parameter: jobs})
-
-
-# An exception block of PL/pgSQL is a savepoint inside one statement, which nobody else can queue in. It takes no
-# parameter and returns no row, so both go through a setting that is local to the transaction.
-
-_in_use: set[int] = set()
-_using = threading.Lock()
-
-
-@contextlib.contextmanager
-def _setting() -> Generator[str]:
-    """The name of a setting that no other call uses now. Few names serve all: the server keeps each one."""
-    with _using:
-        number = next(number for number in itertools.count() if number not in _in_use)
-        _in_use.add(number)
-    try:
-        yield f"procrastinate_extconn.call_{number}"
-    finally:
-        with _using:
-            _in_use.remove(number)
-
-
-_CATCHING = """
-DO LANGUAGE plpgsql $extconn$
-DECLARE
-    code pg_catalog.text;
-    said pg_catalog.text;
-    more pg_catalog.text;
-    name pg_catalog.text;
-BEGIN
-    PERFORM pg_catalog.set_config('SETTING', (
-        SELECT CAST(pg_catalog.json_build_object(
-            'rows', coalesce(pg_catalog.json_agg(deferred), '[]')
-        ) AS pg_catalog.text)
-        FROM (QUERY) AS deferred
-    ), true);
-EXCEPTION WHEN OTHERS THEN
-    GET STACKED DIAGNOSTICS
-        code = RETURNED_SQLSTATE, said = MESSAGE_TEXT, more = PG_EXCEPTION_DETAIL, name = CONSTRAINT_NAME;
-    PERFORM pg_catalog.set_config('SETTING', CAST(pg_catalog.json_build_object(
-        'sqlstate', code, 'message', said, 'detail', more, 'constraint', name
-    ) AS pg_catalog.text), true);
-END $extconn$"""
-_PUT = "SELECT pg_catalog.set_config('SETTING', CAST(%(jobs)s AS pg_catalog.text), true) AS jobs"
-_GET = "SELECT pg_catalog.current_setting('SETTING') AS said"
-
-
-@functools.lru_cache(maxsize=64)
-def _catching(query: str, parameter: str) -> str:
-    """*query* inside an exception block, its parameter and its rows in a setting."""
-    query = wire.prepare(query).query.strip().rstrip(";")
-    put = query.replace(f"%({parameter})s", "pg_catalog.current_setting('SETTING')")
-    return _CATCHING.replace("QUERY", put)
-
-
-async def _run_caught(send: Send, query: str, parameter: str, jobs: str) -> Rows:
-    with _setting() as setting:
-        await send(_PUT.replace("SETTING", setting), {"jobs": jobs})
-        await send(_catching(query, parameter).replace("SETTING", setting), {})
-        [row] = await send(_GET.replace("SETTING", setting), {})
-    said = json.loads(row["said"])
-    if "rows" not in said:
-        raise ServerRefusal(said)
-    rows: Rows = said["rows"]
-    return rows
-
-
-async def _is_in_transaction(send: Send) -> bool:
-    """Ask the server, where nobody else could say. The savepoint is released at once, so it undoes nothing."""
-    try:
-        await send("SAVEPOINT procrastinate_extconn", {})
-    except ConnectorException:
-        return False
-    await send("RELEASE SAVEPOINT procrastinate_extconn", {})
-    return True
+def _first_of_each(
+    keys: list[int | str], jobs: list[Any], known: Mapping[int | str, int]
+) -> dict[int | str, Any]:
+    new: dict[int | str, Any] = {}
+    for key, job in zip(keys, jobs, strict=True):
+        if key not in known:
+            new.setdefault(key, job)
+    return new

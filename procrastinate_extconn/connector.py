@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable
 from typing import Any
@@ -10,10 +11,11 @@ from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
+from .drivers import StateSeen
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .guard import READY, guard, require_postgresql, warn
-from .hookspecs import Rows, State
+from .hookspecs import Description, Rows
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
@@ -33,6 +35,8 @@ class ExternalConnector(OneBodyConnector):
     :param json_loads: reads JSON; `json.loads` if None.
     :param outside_transaction: as in `install`, which decides if this is None.
     """
+
+    _refused = WORKER_QUERIES
 
     def __init__(
         self,
@@ -63,56 +67,48 @@ class ExternalConnector(OneBodyConnector):
                 outside_transaction=self._mode,
             )
             return other.run_query(query, arguments, is_async=is_async)
-        if query in WORKER_QUERIES:
+        if query in self._refused:
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
-            require_postgresql(self._conn, description)
-            if description.is_async is not is_async:
-                raise self._mismatch(is_async=is_async)
-            if description.state not in READY:
-                guard(self._conn, description, query, self._mode or layer.outside_transaction)
+            self._judge(description, query, is_async=is_async)
         options = self._options
-        if (
-            options is None
-            or not (options.savepoint or options.on_conflict == "existing")
-            or wire.prepare(query).jobs is None
-        ):
+        if options is None or not (options.savepoint or options.on_conflict == "existing"):
             return self._send(query, arguments, is_async=is_async)
-        state = description.state if description else "unknown"
-        rows = self._defer(query, arguments, options, state, is_async=is_async)
+        conn = conflicts.Connection(
+            send=functools.partial(self._send_done, is_async=is_async),
+            encode=functools.partial(wire.encode, dumps=self.json_dumps),
+            translated=functools.partial(self._translated, kept=True),
+            state=description.state if description else "unknown",
+        )
+        rows = conflicts.execute(conn, query, arguments, options.on_conflict)
         return rows if is_async else finish(rows)
 
-    async def _defer(
-        self,
-        query: str,
-        arguments: dict[str, Any],
-        options: External,
-        state: State,
-        *,
-        is_async: bool,
-    ) -> Rows:
-        async def send(query: str, arguments: dict[str, Any]) -> Rows:
-            return await done(self._send(query, arguments, is_async=is_async))
+    def _judge(self, description: Description, query: str, *, is_async: bool) -> None:
+        require_postgresql(self._conn, description)
+        if description.is_async is not is_async:
+            raise self._mismatch(is_async=is_async)
+        if description.state not in READY:
+            guard(self._conn, description, query, self._mode or layer.outside_transaction)
 
-        try:
-            return await conflicts.execute(send, query, arguments, options, state, self.json_dumps)
-        except conflicts.ServerRefusal as exc:
-            error = self._translated(exc, arguments, kept=True)
-        try:
-            raise error
-        finally:
-            del error
+    def _judge_again(self, query: str, *, is_async: bool) -> None:
+        """Judge a connection that its wrapper has only now checked out."""
+        description = plugins().describe(self._conn)
+        if description is not None:
+            self._judge(description, query, is_async=is_async)
 
-    # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
+    # An error is raised outside of the `except` so that the driver's own is its cause alone: a wrapper's, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
 
     def _send(
         self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows | Awaitable[Rows]:
-        query, args = wire.encode(query, arguments, self.json_dumps)
+        sent, args = wire.encode(query, arguments, self.json_dumps)
         try:
-            result = plugins().execute(self._conn, query, args)
+            result = plugins().execute(self._conn, sent, args)
+        except StateSeen:
+            self._judge_again(query, is_async=is_async)
+            return self._send(query, arguments, is_async=is_async)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments)
         else:
@@ -120,13 +116,13 @@ class ExternalConnector(OneBodyConnector):
                 if is_async:
                     self._at_once()
                 return self._decoded(result, query)
-            if is_async:
+            if not inspect.isawaitable(result):
+                error = self._fault(result, "rows")
+            elif is_async:
                 return self._receive(result, query, arguments)
-            if inspect.isawaitable(result):
+            else:
                 discard(result)
                 error = self._mismatch(is_async=is_async)
-            else:
-                error = self._fault(result, "rows")
         try:
             raise error
         finally:
@@ -137,6 +133,9 @@ class ExternalConnector(OneBodyConnector):
     ) -> Rows:
         try:
             rows = await result
+        except StateSeen:
+            self._judge_again(query, is_async=True)
+            return await done(self._send(query, arguments, is_async=True))
         except Exception as exc:  # noqa: BLE001
             error = self._translated(exc, arguments)
         else:
@@ -145,6 +144,9 @@ class ExternalConnector(OneBodyConnector):
             raise error
         finally:
             del error
+
+    async def _send_done(self, query: str, arguments: dict[str, Any], *, is_async: bool) -> Rows:
+        return await done(self._send(query, arguments, is_async=is_async))
 
     def _translated(
         self, exc: Exception, arguments: dict[str, Any], *, kept: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,9 @@ from .plugins import plugins
 
 __all__ = [
     "Classes",
+    "Notifications",
     "Refusal",
+    "StateSeen",
     "describe_held",
     "execute_on_held",
     "libpq_state",
@@ -23,6 +26,14 @@ __all__ = [
     "require_encodable",
     "rows",
 ]
+
+
+class StateSeen(Exception):
+    """Raised in ``execute_on_external`` before anything is sent, where a wrapper has just checked its connection out.
+
+    The connection is then described and judged again, and the hook called again, unless it is refused.
+    """
+
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s|%%")
 
@@ -102,9 +113,9 @@ _TRANSACTION: Mapping[int, State] = {2: "in_transaction", 3: "failed"}
 
 
 def libpq_state(conn: Any, status: int) -> State:
-    """The state of a psycopg or psycopg2 connection.
+    """The state of a connection of a driver that stands on libpq.
 
-    :param conn: anything with their ``closed`` and ``autocommit``.
+    :param conn: anything with ``closed`` and ``autocommit``.
     :param status: libpq's ``PQtransactionStatus``, such as ``conn.info.transaction_status``.
     """
     if status in _TRANSACTION:  # Of a connection that is closed or lost, libpq says neither.
@@ -114,7 +125,7 @@ def libpq_state(conn: Any, status: int) -> State:
     if status == 0:
         return "autocommit" if conn.autocommit else "idle"
     if status == 1:  # A statement is on its way, as in a pipeline, and so may a BEGIN be.
-        in_block = getattr(conn, "_num_transactions", 0)  # psycopg's `transaction()`
+        in_block = getattr(conn, "_num_transactions", 0)  # a block that counts its levels
         return "in_transaction" if in_block or not conn.autocommit else "unknown"
     return "closed"
 
@@ -142,3 +153,27 @@ def execute_on_held(conn: object, query: str, args: Mapping[str, Value]) -> Rows
     """
     result: Rows | Awaitable[Rows] = plugins().execute(conn, query, args)
     return result
+
+
+class Notifications:
+    """The ``notifications`` of a `Listener`, for a driver that calls back."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
+
+    def put(self, channel: str, payload: str) -> None:
+        """Add a notification."""
+        self._queue.put_nowait((channel, payload))
+
+    def end(self, *_: object) -> None:
+        """End the iteration, because the connection is lost or no longer listens."""
+        self._queue.put_nowait(None)
+
+    def __aiter__(self) -> Notifications:
+        return self
+
+    async def __anext__(self) -> tuple[str, str]:
+        notification = await self._queue.get()
+        if notification is None:
+            raise StopAsyncIteration
+        return notification

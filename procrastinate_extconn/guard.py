@@ -14,7 +14,7 @@ from .exceptions import (
 )
 from .fallback import type_name
 from .hookspecs import Description, State
-from .options import OutsideMode
+from .options import OutsideMode, unwrap
 from .plugins import plugins
 from .queries import writes
 
@@ -39,7 +39,7 @@ def require_postgresql(conn: object, description: Description) -> None:
     if description.dialect != "postgresql":
         raise UnsupportedConnection(
             f"procrastinate-extconn does not support external connections to {description.dialect}: this "
-            f"{type_name(type(conn))} is not bound to PostgreSQL. Use one that is bound to the database with "
+            f"{type_name(type(unwrap(conn)))} is not bound to PostgreSQL. Use one that is bound to the database with "
             'Procrastinate\'s schema, or an outbox: see "Rows in another database" in the documentation.'
         )
 
@@ -58,8 +58,8 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         )
     if state == "failed":
         raise UnusableConnection(
-            f"the transaction on this {description.driver} connection has failed before this call: roll it back, "
-            f"or roll back to a savepoint, and try again{after_commit(conn)}"
+            f"the transaction on this {description.driver} connection failed, was lost or was given up before this "
+            f"call: roll it back, or roll back to a savepoint from before that, and try again{after_commit(conn)}"
         )
     if mode == "allow" or not writes(query):
         return
@@ -69,7 +69,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         fix = f"open one with `{description.begin}`" if description.begin else "open one first"
         text = (
             f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
-            f"the job would be there whatever becomes of your rows: {fix}{after_commit(conn)}"
+            f"what this call changes would stay, whatever becomes of your rows: {fix}{after_commit(conn)}"
         )
         if mode == "error":
             raise OutsideTransaction(text)

@@ -29,14 +29,13 @@ def external(
     """A connection with options, accepted wherever a connection is.
 
     :param conn: any connection that a plugin takes.
-    :param savepoint: defer so that a failure, such as a taken queueing lock, leaves your transaction usable. The
-        server undoes the failed statement alone. It costs two round trips more. Other calls than deferring, and
-        connections outside a transaction, are not affected.
+    :param savepoint: a call that fails, because of a taken queueing lock above all, leaves your transaction usable. The
+        server undoes that call alone. It costs two round trips more. It covers calls that change something, and
+        does nothing outside a transaction.
     :param on_conflict: ``"raise"``, or ``"existing"``: where a job waits under the queueing lock already, return its
         id instead of raising `procrastinate.exceptions.AlreadyEnqueued`. That job is locked until your transaction
-        ends, so that it cannot run before your rows are visible. It costs no round trip more. It reads and locks
-        rows, so the role needs SELECT and UPDATE on ``procrastinate_jobs``. A lock that is taken by somebody else in
-        the same moment is still an error, and *savepoint* keeps your transaction then.
+        ends, so that it cannot run before your rows are visible. It implies *savepoint*. It reads and locks rows, so
+        the role needs SELECT and UPDATE on ``procrastinate_jobs``.
     :param outside_transaction: what to do where the statement would commit by itself: ``"allow"``, ``"warn"`` or
         ``"error"``; None leaves it to `install` or `patch`.
     :raises ValueError: for a value that is none of these.

@@ -67,7 +67,13 @@ def uninstall() -> None:
 
     An attribute that somebody has wrapped since stays as it is, with a warning; our part of it does nothing more.
     Apps that were patched one by one stay patched.
+
+    :raises ExternalConnectionError: inside a `using` block, whose calls would run outside its transaction.
     """
+    if ambient.in_block():
+        raise ExternalConnectionError(
+            "uninstall() inside a using() block would let its calls run outside the transaction: leave the block first"
+        )
     with replacing.lock:
         layer.installed = False
         layer.outside_transaction = DEFAULT_MODE
@@ -285,7 +291,7 @@ def _external_connector() -> type[ExternalConnector]:
 def _external(connector: Any, connection: object) -> ExternalConnector:
     return _external_connector()(
         connection,
-        # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.
+        # Some of Procrastinate's connectors keep them in private attributes, the others in public ones.
         json_dumps=getattr(connector, "_json_dumps", None) or connector.json_dumps,
         json_loads=getattr(connector, "_json_loads", None) or connector.json_loads,
         outside_transaction=layer.mode_of(connector),

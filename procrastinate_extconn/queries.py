@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 
 from procrastinate import sql
 
@@ -52,7 +53,23 @@ The records in ``rows`` lack what they have in common. It stands in the record `
 MANAGER_QUERIES = frozenset({*sql.queries.values(), *filter(None, [DEFER_ROWS])}) - WORKER_QUERIES
 """What a job manager asks on behalf of an application."""
 
+JOB_ROW = """\
+SELECT CAST(status AS text) AS status, attempts, worker_id
+FROM procrastinate_jobs WHERE id = %(job_id)s"""
+
+# The weakest lock that the task's transaction keeps others from; a person's foreign key to the job is not in its way.
+UNLOCKED_JOB_ROW = f"{JOB_ROW} FOR SHARE SKIP LOCKED"
+
+DELETE_COMPLETED_JOB = (
+    "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
+)
+
 _WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+
+
+def notifies(query: str, args: Mapping[str, object]) -> bool:
+    """Whether *query* sends a NOTIFY, as it does where it defers or aborts a job."""
+    return "procrastinate_defer_" in query or bool(args.get("abort"))
 
 
 @functools.lru_cache(maxsize=256)

@@ -17,9 +17,10 @@ from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
+from .builtin.native import as_text
 from .exceptions import ExternalConnectionError
 from .hookspecs import Rows, Value
-from .queries import JOBS, JOBS_AS_TEXT, RECORDS
+from .queries import JOBS, JOBS_AS_TEXT
 
 Dumps: TypeAlias = "Callable[[Any], str | bytes]"
 Loads: TypeAlias = "Callable[[str], Any]"
@@ -38,6 +39,8 @@ _CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
 _ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
 # In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.
 _CONCATENATED = re.compile(r"%\((\w+)\)s(?=\s*\|\|)")
+# As text, a job's arguments keep the digits that a driver's own reading of JSON would round.
+_ARGS = re.compile(r"((?:\A|\))\s*SELECT\b(?:(?:(?!\bFROM\b)[^()])*,)?\s*)args(?=\s*,|\s+FROM\b)")
 
 
 class Statement(NamedTuple):
@@ -61,16 +64,9 @@ def prepare(query: str) -> Statement:
     arrays = frozenset(name for name, _ in _ARRAY.findall(query))
     query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS pg_catalog.text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
+    query = _ARGS.sub(r"\1CAST(args AS pg_catalog.text) AS args", query)
     query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
     return Statement(query, jobs[1] if jobs else None, numbers, arrays)
-
-
-@functools.lru_cache(maxsize=16)
-def records(query: str) -> tuple[str, str]:
-    """The job records that *query* defers: as a set, and as the array that stands in the prepared query."""
-    found = JOBS.search(query)
-    assert found is not None
-    return found.expand(RECORDS), found.expand(JOBS_AS_TEXT)
 
 
 def encode(
@@ -79,7 +75,7 @@ def encode(
     """A query of Procrastinate's and its arguments, as a plugin gets them.
 
     :param dumps: makes JSON of a job's arguments; `json.dumps` if None. What it raises comes out as it is.
-    :raises ExternalConnectionError: for a list that the query does not cast to an array.
+    :raises ExternalConnectionError: for a list that the query does not cast to an array, or a text with a NUL.
     """
     query, jobs, numbers, arrays = prepare(query)
     args: dict[str, Value] = {}
@@ -95,12 +91,20 @@ def encode(
             )
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
-            args[name] = _array(name, value, arrays)
+            args[name] = _without_nul(name, _array(name, value, arrays))
         elif name in numbers and value is not None:
             args[name] = float(value)
         else:
-            args[name] = value
+            args[name] = _without_nul(name, value) if isinstance(value, str) else value
     return query, args
+
+
+def _without_nul(name: str, text: str) -> str:
+    if "\0" in text:  # Some drivers would cut the text there.
+        raise ExternalConnectionError(
+            f"the parameter {name!r} has a NUL character, which PostgreSQL cannot store: remove it"
+        )
+    return text
 
 
 def _array(name: str, values: Iterable[Any], arrays: frozenset[str]) -> str:
@@ -222,29 +226,18 @@ def _quote(value: object) -> str:
 
 
 def lock_text(value: object) -> str:
-    """A lock as Procrastinate's own psycopg connectors store it: a UUID without hyphens, for instance.
+    """A lock or a queue as Procrastinate's own connectors write it, so that both mean the same one.
 
-    :raises ExternalConnectionError: for a value that they do not store as text either.
+    :raises ExternalConnectionError: for what they do not write, or only as PostgreSQL's text of bytes.
     """
     if type(value) is str:
         return value
-    text = _dumped(value)
+    text = as_text(value)
     if text is None:
         raise ExternalConnectionError(
-            f"a {type(value).__qualname__} is no lock or queue: pass a str, as two processes have to agree on it"
+            f"a lock or a queue should be a str, got {type(value).__name__}, which cannot be written as text"
         )
     return text
-
-
-def _dumped(value: object) -> str | None:
-    from psycopg import ProgrammingError
-    from psycopg.adapt import PyFormat, Transformer
-
-    try:
-        dumped = Transformer().get_dumper(value, PyFormat.TEXT).dump(value)
-    except ProgrammingError:
-        return None
-    return None if dumped is None else bytes(dumped).decode()
 
 
 def _text(document: str | bytes) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
 import threading
 import uuid
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import procrastinate
@@ -15,8 +18,11 @@ from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
+from procrastinate_extconn import ExternalConnector
 
 Task = Any
+
+WRITTEN = "SELECT lock, queueing_lock, queue_name FROM procrastinate_jobs WHERE id = %s"
 
 
 def defer(external: External, task: Task, lock: str | None, **options: Any) -> int:
@@ -92,7 +98,51 @@ def test_a_batch_mixes_old_and_new(conn: Any, task: Task) -> None:
     assert len({new_a, none, other_none, taken, also_taken}) == 5
 
 
-def test_locks_that_are_no_text(conn: Any, task: Task) -> None:
+class Colour(enum.Enum):
+    """A plain enum."""
+
+    RED = "r"
+
+
+class Shade(str, enum.Enum):
+    """An enum of texts."""
+
+    DARK = "d"
+
+
+NO_TEXT = [uuid.UUID(int=7), 0, True, 1.5, Decimal("1.10"), Colour.RED, Shade.DARK]
+
+
+async def test_locks_that_are_no_text(dsn: str, app: Any, task: Task, watch: Watch) -> None:
+    """A lock or a queue that is no str is written as Procrastinate's own connector writes it."""
+    connector = procrastinate.PsycopgConnector(conninfo=dsn)
+    names = "lock", "queueing_lock", "queue"
+    for value in NO_TEXT:
+        options: dict[str, Any] = dict.fromkeys(names, value)
+        async with await psycopg.AsyncConnection.connect(dsn) as conn:
+            job_id = await task.configure(connection=conn, **options).defer_async()
+            ours = await (await conn.execute(WRITTEN, [job_id])).fetchone()
+            await conn.rollback()
+        with app.replace_connector(connector) as native:
+            async with native.open_async():
+                job_id = await native.tasks["process_order"].configure(**options).defer_async()
+        job = watch.job(job_id)
+        assert job is not None
+        assert ours == (job["lock"], job["queueing_lock"], job["queue_name"])
+        with psycopg.connect(dsn) as cleaning:
+            cleaning.execute("DELETE FROM procrastinate_jobs")
+
+
+@pytest.mark.parametrize("name", ["lock", "queueing_lock", "queue"])
+@pytest.mark.parametrize("value", [b"bytes", {"a": 1}, object()])
+def test_locks_that_cannot_be_text(conn: Any, task: Task, name: str, value: object) -> None:
+    """Bytes, and what psycopg cannot write, are refused before anything is sent."""
+    with pytest.raises(extconn.ExternalConnectionError, match=r"should be a str, got"):
+        task.configure(connection=conn, **{name: value}).defer()
+    assert extconn.describe(conn).state == "idle"
+
+
+def test_existing_finds_locks_that_are_no_text(conn: Any, task: Task) -> None:
     """A UUID or a number may be a lock, as with Procrastinate's own connectors."""
     taken = [uuid.uuid4(), 0, uuid.uuid4()]
     first = locks(task, conn, *taken)
@@ -142,25 +192,16 @@ def test_a_lock_that_goes_meanwhile_is_inserted_again(
     assert conn.execute("SELECT id FROM procrastinate_jobs").fetchall() == [(ids[0],)]
 
 
-def defer_existing(conn: Any, task: Task, **options: Any) -> int:
-    """Defer a job under the lock "one", with a taken lock being no error."""
-    external = extconn.external(conn, on_conflict="existing", **options)
-    return task.configure(connection=external, queueing_lock="one").defer()
-
-
 @pytest.mark.parametrize("level", ["REPEATABLE_READ", "SERIALIZABLE"])
 def test_an_old_snapshot_cannot_see_it(conn: Any, other: Any, task: Task, level: str) -> None:
-    """Where the snapshot is older than the job in the way, the error is raised; savepoint= keeps the transaction."""
+    """Where the snapshot is older than the job in the way, the error is raised and the transaction is usable."""
     conn.isolation_level = getattr(psycopg.IsolationLevel, level)
     conn.execute("INSERT INTO orders (id) VALUES (1)")
     task.configure(connection=other, queueing_lock="one").defer()
     other.commit()
     with pytest.raises(AlreadyEnqueued):
-        defer_existing(conn, task, savepoint=True)
+        task.configure(connection=existing(conn), queueing_lock="one").defer()
     assert conn.execute("SELECT id FROM orders").fetchall() == [(1,)]
-    with pytest.raises(AlreadyEnqueued):
-        defer_existing(conn, task)
-    assert extconn.describe(conn).state == "failed"
 
 
 def test_without_a_transaction_the_defer_just_runs(dsn: str, task: Task, watch: Watch) -> None:
@@ -173,15 +214,49 @@ def test_without_a_transaction_the_defer_just_runs(dsn: str, task: Task, watch: 
     assert watch.jobs() == [first, first + 1]
 
 
-def test_a_pipeline_goes_on(conn: Any, task: Task) -> None:
-    """In a psycopg pipeline a taken lock leaves the transaction usable too."""
+def test_a_pipeline_keeps_its_transaction(conn: Any, task: Task) -> None:
+    """In a psycopg pipeline a taken lock costs the statement alone, too."""
+    first = task.configure(connection=conn, queueing_lock="one").defer()
     with conn.pipeline():
         conn.execute("INSERT INTO orders (id) VALUES (1)")
-        first = locks(task, extconn.external(conn, savepoint=True), "one")
         with pytest.raises(AlreadyEnqueued):
             locks(task, extconn.external(conn, savepoint=True), "one")
-        assert locks(task, existing(conn), "one") == first
+        assert locks(task, existing(conn), "one", "two")[0] == first
     assert conn.execute("SELECT id FROM orders").fetchall() == [(1,)]
+
+
+def test_a_lock_taken_between_look_and_insert(
+    dsn: str, conn: Any, other: Any, task: Task, watch: Watch
+) -> None:
+    """Where somebody's open transaction holds the lock, the caller waits for it and gets that job."""
+    conn.execute("INSERT INTO orders (id) VALUES (1)")
+    first = task.configure(connection=other, queueing_lock="one").defer()
+    ids: list[int] = []
+    thread = threading.Thread(target=lambda: ids.extend(locks(task, existing(conn), "one", "two")))
+    thread.start()
+    wait_until_blocked(dsn, conn)
+    other.commit()
+    thread.join()
+    conn.commit()
+    assert ids[0] == first
+    assert watch.jobs() == [first, ids[1]]
+    assert watch.orders() == [1]
+
+
+def test_a_change_behind_a_failed_one_is_kept(external: External, task: Task, watch: Watch) -> None:
+    """Retrying a job whose lock is taken by another costs the statement alone; cancelling one returns its rows."""
+    manager = JobManager(ExternalConnector(extconn.external(external.conn, savepoint=True)))
+    failed = defer(external, task, "one")
+    external.execute(f"UPDATE procrastinate_jobs SET status = 'failed' WHERE id = {failed}")
+    waiting = defer(external, task, "one")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    method = "retry_job_by_id"
+    with pytest.raises(ConnectorException):
+        external.call(manager, method, job_id=failed, retry_at=now)
+    assert external.call(manager, "cancel_job_by_id", job_id=waiting) is True
+    external.call(manager, method, job_id=failed, retry_at=now)
+    external.commit()
+    assert watch.job(failed)["status"] == "todo"  # type: ignore[index]
 
 
 def test_what_json_dumps_raises_is_the_persons(conn: Any, task: Task) -> None:

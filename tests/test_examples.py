@@ -2,36 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
-
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
-
-EXAMPLES = Path(__file__).parents[1] / "docs/examples"
-
-
-class Example(NamedTuple):
-    """An application, and the commands that its first page tells people to run."""
-
-    name: str
-    requires: tuple[str, ...]
-    prepare: tuple[str, ...]
-    serve: tuple[str, ...]
-    work: tuple[str, ...]
-    forget: tuple[str, ...] = ("-c", "import shop; shop.confirm_order.defer(order_id=1)")
-    """Defers without a connection, which no page tells anybody to."""
-
+from example_shop import EXAMPLES, Example, Shop
 
 _PROCRASTINATE = ("-m", "procrastinate", "--app=shop.queue")
 
@@ -73,82 +46,6 @@ ALL = [
 ]
 
 
-class Shop:
-    """A running application."""
-
-    def __init__(self, example: Example, dsn: str) -> None:
-        self._example = example
-        self._env = {**os.environ, "PYTHONPATH": ".", "PYTHONWARNINGS": "error"}
-        for name, value in conninfo_to_dict(dsn).items():
-            self._env["PGDATABASE" if name == "dbname" else f"PG{name.upper()}"] = str(value)
-        self._port = 0
-
-    def run(self, *arguments: str) -> None:
-        """Run a command to its end."""
-        finished = self._finished(*arguments)
-        assert finished.returncode == 0, finished.stderr
-
-    def forget(self) -> str:
-        """Defer a job without a connection, outside a request, and return what is printed."""
-        return self._finished(*self._example.forget).stderr
-
-    def _finished(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=EXAMPLES / self._example.name,
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-
-    @contextlib.contextmanager
-    def serve(self) -> Iterator[None]:
-        """Serve while the block runs."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        server = subprocess.Popen(
-            [sys.executable, *self._example.serve, str(self._port)],
-            cwd=EXAMPLES / self._example.name,
-            env=self._env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            self._wait_for(server)
-            yield
-        finally:
-            server.terminate()
-            server.wait()
-
-    def _wait_for(self, server: subprocess.Popen[bytes]) -> None:
-        while server.poll() is None:
-            with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", self._port)).close()
-                return
-            time.sleep(0.05)  # leaves the processor to the server
-        pytest.fail(f"the server ended with status {server.returncode}")
-
-    def order(self, order_id: int, *, paid: bool) -> int:
-        """Place an order, and get the status of the response."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}/orders/{order_id}?paid={str(paid).lower()}",
-            method="POST",
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=180) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code
-
-    def work(self) -> None:
-        """Run the jobs that are there."""
-        self.run(*self._example.work)
-
-
 @pytest.fixture(params=ALL, ids=lambda example: example.name)
 def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Shop:
     """Every example application, on a database where it has made its tables."""
@@ -186,11 +83,11 @@ def test_a_forgotten_connection_is_refused(shop: Shop, empty_dsn: str) -> None:
 
 
 def test_every_application_is_run() -> None:
-    """An application in the examples is one that these tests run, or the plugin, which has a test of its own."""
+    """An application in the examples is one that these tests run, or has tests of its own, as plugins have."""
     folders = {
         path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
     }
-    assert folders == {"plugin", *(example.name for example in ALL)}
+    assert folders == {"plugins", "fastapi_worker", *(example.name for example in ALL)}
 
 
 def test_the_tests_of_the_django_project_pass(empty_dsn: str) -> None:

@@ -12,8 +12,6 @@ import os
 import random
 import uuid
 from collections.abc import Callable, Iterator
-from decimal import Decimal
-from enum import Enum
 from typing import Any
 
 import hypothesis
@@ -22,11 +20,10 @@ import psycopg
 import pytest
 from holding import External, Watch
 from hypothesis import strategies as st
-from procrastinate.exceptions import AlreadyEnqueued
 from procrastinate.manager import JobManager
 from procrastinate.types import JobToDefer
 
-from procrastinate_extconn import ExternalConnectionError, ExternalConnector, external
+from procrastinate_extconn import ExternalConnector
 
 TEXTS = [
     'it\'s "quoted" `so`',
@@ -230,45 +227,3 @@ def test_what_json_cannot_say_is_the_persons_error(external: External, task: Any
     with pytest.raises(TypeError, match="not JSON serializable"):
         external.defer(task, lost=object())
     assert external.defer(task, found=True)
-
-
-class Bay(Enum):
-    """A place of a shop's, that some use for a lock."""
-
-    NORTH = "north"
-
-
-class Dock(str, Enum):
-    """The same, as text."""
-
-    SOUTH = "south"
-
-
-@pytest.mark.parametrize(
-    "lock", [uuid.UUID(int=7), Bay.NORTH, Dock.SOUTH, True, b"bay", 7, 2.5, Decimal("1.50")]
-)
-def test_a_lock_is_written_as_natively(lock: Any, dsn: str, task: Any) -> None:
-    """A lock, queueing lock or queue that is no str is stored as Procrastinate's own connector stores it."""
-    connector = procrastinate.SyncPsycopgConnector(conninfo=dsn)
-    with procrastinate.App(connector=connector).open():
-        native = JobManager(connector)
-        job = task.configure().job.evolve(queue=lock, lock=lock, queueing_lock=lock)
-        native.batch_defer_jobs([job])
-        with psycopg.connect(dsn) as conn:
-            query = "SELECT queue_name, lock, queueing_lock FROM procrastinate_jobs"
-            stored = conn.execute(query).fetchall()
-            conn.execute("DELETE FROM procrastinate_jobs")
-            isolated = JobManager(ExternalConnector(external(conn, savepoint=True)))
-            isolated.batch_defer_jobs([job])
-            with pytest.raises(AlreadyEnqueued):
-                isolated.batch_defer_jobs([job])
-            assert conn.execute(query).fetchall() == stored
-
-
-def test_a_lock_that_is_no_text_is_refused(dsn: str, task: Any) -> None:
-    """A lock that no two processes would write alike is refused before anything is sent."""
-    with psycopg.connect(dsn) as conn:
-        job = task.configure().job.evolve(lock=object())
-        with pytest.raises(ExternalConnectionError, match="a object is no lock"):
-            JobManager(ExternalConnector(conn)).batch_defer_jobs([job])
-        assert conn.info.transaction_status == 0

@@ -225,10 +225,10 @@ async def test_an_asynchronous_call_on_a_synchronous_pool_is_refused(dsn: str) -
         await task.defer_async()
 
 
-async def test_a_worker_is_refused(async_pool: Any) -> None:
-    """The error names the connector to use instead."""
-    app, _ = make_app(async_pool)
-    with pytest.raises(extconn.ExternalConnectionError, match="PsycopgConnector"):
+async def test_a_worker_on_a_synchronous_pool_is_refused(pool: Any) -> None:
+    """The error says what is synchronous, and what to make the app on instead."""
+    app, _ = make_app(pool)
+    with pytest.raises(extconn.ExternalConnectionError, match=r"a worker .* asynchronous pool"):
         await app.run_worker_async(wait=False, install_signal_handlers=False)
 
 

@@ -205,15 +205,6 @@ def test_a_job_is_deferred_in_a_pipeline(external: External, task: Any, watch: W
     assert [watch.job(job_id)["args"] for job_id in ids] == [PAYLOAD] * 3
 
 
-def test_a_savepoint_in_a_pipeline_is_refused(external: External, task: Any) -> None:
-    """In a pipeline PostgreSQL would skip the ROLLBACK TO SAVEPOINT, so none is promised."""
-    conn = extconn.external(external.conn, savepoint=True)
-    deferrer = task.configure(connection=conn)
-    method = "defer_async" if external.kind.is_async else "defer"
-    with pytest.raises(extconn.UnusableConnection, match="leave the pipeline first"):
-        in_pipeline(external, getattr(deferrer, method))
-
-
 # -- transactions -----------------------------------------------------------------------------------------------------
 
 

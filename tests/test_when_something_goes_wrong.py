@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import goes_wrong_in_sessions
 import procrastinate
 import psycopg
 import pytest
@@ -17,7 +18,7 @@ from goes_wrong_page import as_shown, shown
 from holding import FakeConnection, FakeDriver, wait_until_blocked
 from procrastinate.exceptions import ConnectorException
 from procrastinate.manager import JobManager
-from psycopg_pool import ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
@@ -255,12 +256,6 @@ def not_encodable(dsn: str, task: Task) -> None:
         task.configure(connection=conn, lock="\ud800").defer()
 
 
-def in_a_pipeline(dsn: str, task: Task) -> None:
-    """Ask for a savepoint in a pipeline."""
-    with psycopg.connect(dsn) as conn, conn.pipeline():
-        task.configure(connection=extconn.external(conn, savepoint=True)).defer()
-
-
 def using_without_install(dsn: str, task: Task) -> None:
     """Enter a block that nobody would look at."""
     extconn.uninstall()
@@ -282,11 +277,42 @@ def a_worker_in_a_block(dsn: str, task: Task) -> None:
         app.run_worker(wait=False, install_signal_handlers=False)
 
 
-def a_worker_on_a_pool(dsn: str, task: Task) -> None:
-    """Start a worker on an app that stands on somebody else's pool."""
+def a_worker_on_a_connection(dsn: str, task: Task) -> None:
+    """Start a worker on an external connection."""
+
+    async def work() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as conn:
+            app = procrastinate.App(connector=extconn.ExternalConnector(conn))
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+    asyncio.run(work())
+
+
+def _work(pool: object) -> None:
+    app = procrastinate.App(connector=extconn.PoolConnector(pool))
+    app.run_worker(wait=False, install_signal_handlers=False)
+
+
+def a_worker_on_a_sync_pool(dsn: str, task: Task) -> None:
+    """Start a worker on a synchronous pool."""
     with ConnectionPool(dsn, open=True) as pool:
-        app = procrastinate.App(connector=extconn.PoolConnector(pool))
-        app.run_worker(wait=False, install_signal_handlers=False)
+        _work(pool)
+
+
+def a_worker_on_an_unopened_pool(dsn: str, task: Task) -> None:
+    """Start a worker on a pool that nobody has opened."""
+    _work(AsyncConnectionPool(dsn, open=False))
+
+
+def a_worker_on_a_pool_of_one(dsn: str, task: Task) -> None:
+    """Start a worker on a pool that has a connection for the worker and none for its tasks."""
+
+    async def work() -> None:
+        async with AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False) as pool:
+            app = procrastinate.App(connector=extconn.PoolConnector(pool))
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+    asyncio.run(work())
 
 
 def no_pool(dsn: str, task: Task) -> None:
@@ -359,15 +385,18 @@ CASES: list[Callable[[str, Task], None]] = [
     nested_too_deeply,
     not_encodable,
     not_storable,
-    in_a_pipeline,
     using_without_install,
     using_in_another_thread,
     not_patched,
     an_override,
     forgotten,
     a_worker_in_a_block,
-    a_worker_on_a_pool,
+    a_worker_on_a_connection,
+    a_worker_on_a_sync_pool,
+    a_worker_on_an_unopened_pool,
+    a_worker_on_a_pool_of_one,
     no_pool,
+    *goes_wrong_in_sessions.CASES,
 ]
 
 

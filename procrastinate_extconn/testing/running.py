@@ -20,9 +20,11 @@ from procrastinate.worker import Worker
 
 from ..ambient import using
 from ..completion import settlement
+from ..completion.decision import Fate
 from ..diagnosis import read
 from ..exceptions import ExternalConnectionError, SyncAsyncMismatch
 from ..layer import layer
+from ..queries import JOB_ROW
 from .open_transaction import TestedConnection
 
 AnyTask = Task[..., Any, Any]
@@ -222,14 +224,14 @@ class _Runner:
         """Store the outcome, unless the task has: by `complete`, or by a call of the job manager."""
         assert job.id is not None
         delete = self._worker.delete_jobs
-        rows = await self.tested.rows(settlement.ROW, job_id=job.id)
-        fate = settlement.Fate.of(rows[0], job) if rows else settlement.Fate.TAKEN
+        rows = await self.tested.rows(JOB_ROW, job_id=job.id)
+        fate = Fate.of(rows[0], job) if rows else Fate.TAKEN
         status = Status.SUCCEEDED
-        if fate is settlement.Fate.RUNNING:
+        if fate is Fate.RUNNING:
             if exception is None and settlement.is_expected(job):
                 exception = settlement.not_completed(job)
             status = await self._store(task, job, exception)
-        elif fate is settlement.Fate.COMPLETED and delete is not DeleteJobCondition.NEVER:
+        elif fate is Fate.COMPLETED and delete is not DeleteJobCondition.NEVER:
             await self.tested.rows(_DELETE, job_id=job.id)
         return await self._stored(job.id) or job.evolve(status=status.value), exception
 

@@ -25,6 +25,7 @@ from procrastinate.worker import Worker
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.completion import settlement
+from procrastinate_extconn.completion.decision import Message
 from procrastinate_extconn.kinds import Held, Kind
 
 
@@ -125,6 +126,6 @@ def test_no_argument_of_a_job_is_in_a_record_of_ours() -> None:
     handler = logging.Handler()
     handler.emit = records.append
     settlement.logger.addHandler(handler)
-    settlement._Ending(job)._log(logging.ERROR, "transaction_left_open", "was left")
+    settlement._Ending(job)._log(Message(logging.ERROR, "transaction_left_open", "was left"))
     settlement.logger.removeHandler(handler)
     assert "secret" not in str(vars(records[0]))
