@@ -11,10 +11,11 @@ from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
+from .drivers import StateSeen
 from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .guard import READY, guard, require_postgresql, warn
-from .hookspecs import Rows
+from .hookspecs import Description, Rows
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
@@ -70,11 +71,7 @@ class ExternalConnector(OneBodyConnector):
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
-            require_postgresql(self._conn, description)
-            if description.is_async is not is_async:
-                raise self._mismatch(is_async=is_async)
-            if description.state not in READY:
-                guard(self._conn, description, query, self._mode or layer.outside_transaction)
+            self._judge(description, query, is_async=is_async)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
             return self._send(query, arguments, is_async=is_async)
@@ -87,6 +84,19 @@ class ExternalConnector(OneBodyConnector):
         rows = conflicts.execute(conn, query, arguments, options.on_conflict)
         return rows if is_async else finish(rows)
 
+    def _judge(self, description: Description, query: str, *, is_async: bool) -> None:
+        require_postgresql(self._conn, description)
+        if description.is_async is not is_async:
+            raise self._mismatch(is_async=is_async)
+        if description.state not in READY:
+            guard(self._conn, description, query, self._mode or layer.outside_transaction)
+
+    def _judge_again(self, query: str, *, is_async: bool) -> None:
+        """Judge a connection that its wrapper has only now checked out."""
+        description = plugins().describe(self._conn)
+        if description is not None:
+            self._judge(description, query, is_async=is_async)
+
     # An error is raised outside of the `except`, so that it has no context, only the driver's error as its cause. The
     # context could be a wrapper's error, which quotes parameters. `del error` breaks the circle of error and traceback,
     # which would keep the connection alive.
@@ -94,9 +104,12 @@ class ExternalConnector(OneBodyConnector):
     def _send(
         self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows | Awaitable[Rows]:
-        query, args = wire.encode(query, arguments, self.json_dumps)
+        sent, args = wire.encode(query, arguments, self.json_dumps)
         try:
-            result = plugins().execute(self._conn, query, args)
+            result = plugins().execute(self._conn, sent, args)
+        except StateSeen:
+            self._judge_again(query, is_async=is_async)
+            return self._send(query, arguments, is_async=is_async)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments)
         else:
@@ -121,6 +134,9 @@ class ExternalConnector(OneBodyConnector):
     ) -> Rows:
         try:
             rows = await result
+        except StateSeen:
+            self._judge_again(query, is_async=True)
+            return await done(self._send(query, arguments, is_async=True))
         except Exception as exc:  # noqa: BLE001
             error = self._translated(exc, arguments)
         else:

@@ -7,9 +7,7 @@ its BEGIN no sooner than the first statement.
 from __future__ import annotations
 
 import functools
-import inspect
 import re
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,14 +16,17 @@ from ..drivers import (
     Classes,
     Notifications,
     Refusal,
+    StateSeen,
     describe_held,
     named,
     require_encodable,
 )
-from ..exceptions import UnsupportedConnection
+from ..exceptions import SyncAsyncMismatch, UnusableConnection
 from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
-from ..queries import writes
+from ..queries import notifies, writes
 from . import psycopg
+from .sqlalchemy_routing import bind_of, wrote
+from .sqlalchemy_sessions import connection_of, held_by, held_connections, refuse_ended
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -69,6 +70,10 @@ _BEGIN = {
 }
 """The line that opens a transaction, by whether it is a connection, and async."""
 
+_NO_GREENLET = (
+    "this is the synchronous side of an asynchronous SQLAlchemy connection or session: pass the asynchronous one to "
+    "`await ... .defer_async()`, or make the call in a function that `run_sync()` runs"
+)
 _CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
 _SCOPED = Classes[bool](
     {"sqlalchemy.orm.scoped_session": True, "sqlalchemy.ext.asyncio.async_scoped_session": True}
@@ -83,19 +88,29 @@ def execute_on_external(
     if is_async is None:
         return None
     if not is_async:
-        return _execute(_current(conn), query, args)
+        try:
+            return _execute(_current(conn), query, args)
+        except Exception as exc:
+            if type(exc).__name__ == "MissingGreenlet":
+                raise SyncAsyncMismatch(_NO_GREENLET) from exc
+            raise
     return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
 
 
 def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    connection: Connection = target if _CONNECTION.find(target) else _connection_of(target)
+    connection: Connection = target if _CONNECTION.find(target) else _checked_out(target, query)
+    if notifies(query, args) and hasattr(connection.get_transaction(), "prepare"):
+        raise UnusableConnection(
+            "this transaction is a two-phase one, and PostgreSQL does not prepare a transaction that has sent NOTIFY, "
+            "as a deferred or aborted job does: use a transaction that is not two-phase"
+        )
     if connection.dialect.driver == "pg8000":
         # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
         require_encodable(args, held._client_encoding)
-    result = connection.execute(_text(query), dict(args))
     if target is not connection and writes(query):
-        _mark_changed(target)
+        wrote(target, connection)
+    result = connection.execute(_text(query), dict(args))
     if not result.returns_rows:
         return []
     names = tuple(result.keys())
@@ -196,7 +211,7 @@ def describe_external(conn: Any) -> Description | None:
         if target is None:  # an AsyncConnection that was not started
             return Description(conn.engine.dialect.driver, "sqlalchemy", is_async, "closed")
     is_connection = _CONNECTION.find(target)
-    bind = target if is_connection else _bind(target)
+    bind = target if is_connection else bind_of(target)
     dialect = bind.dialect
     state = _state(target) if is_connection else _session_state(target, bind)
     begin = _BEGIN[bool(is_connection), is_async]
@@ -207,92 +222,31 @@ def _current(conn: Any) -> Any:
     return conn() if _SCOPED.find(conn) else conn
 
 
-def _connection_of(session: Session) -> Connection:
-    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
-    if not _chooses(session):
-        return session.connection()
-    return session.connection(bind_arguments={"bind": _bind(session)})
+def _checked_out(session: Session, query: str) -> Connection:
+    """The connection of *session*, which may check it out now.
 
-
-def _bind(session: Session) -> Engine | Connection:
-    """The engine or connection to which *session* sends its writes.
-
-    :raises UnsupportedConnection: if it sends them to several, since a job goes to one.
+    :raises StateSeen: if only now one could see that the driver itself commits each statement.
     """
-    try:
-        binds = _binds(session) if _chooses(session) else [session.get_bind()]
-    except Exception:  # noqa: BLE001 - a person's own get_bind() may raise anything
-        binds = []
-    if binds and all(bind is binds[0] for bind in binds):
-        return binds[0]
-    found = (
-        "to several engines" if binds else "to no engine that could be known before there is a row"
-    )
-    raise UnsupportedConnection(
-        f"this {type(session).__name__} sends its writes {found}, so the job could be in another transaction than your "
-        'rows: pass `session.connection(bind_arguments={"mapper": Row})`, for the rows that go with the job'
-    )
-
-
-def _chooses(session: Any) -> bool:
-    """Whether *session* may have more than one engine."""
-    from sqlalchemy.orm import Session
-
-    own_get_bind = getattr(type(session).get_bind, "__func__", type(session).get_bind)
-    return bool(_named_binds(session)) or own_get_bind is not Session.get_bind
-
-
-def _named_binds(session: Any) -> dict[Any, Any]:
-    """What ``Session(binds=...)`` was given. SQLAlchemy 2.0 keeps it to itself."""
-    return getattr(session, "binds", None) or getattr(session, "_Session__binds", None) or {}
-
-
-def _binds(session: Any) -> list[Any]:
-    """Where *session* sends updates, inserts and the rows that it holds, and where it is in a transaction."""
-    from sqlalchemy import insert, inspect, table, update
-
-    rows = table("procrastinate_jobs")
-    mappers = {inspect(row).mapper for row in (*session.new, *session.dirty, *session.deleted)}
-    found = [_ask(session, None, clause) for clause in (update(rows), insert(rows))]
-    found += [_ask(session, mapper, None) for mapper in mappers]
-    # A row that was flushed may be forgotten by now, but not the connection that it went to.
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    known = {bind.engine for bind in found}
-    held = [bind for bind in getattr(transaction, "_connections", ()) if bind.engine not in known]
-    return [*found, *_named_binds(session).values(), *held]
-
-
-def _ask(session: Any, mapper: object, clause: object) -> Any:
-    """What an own `get_bind()` answers, whichever of SQLAlchemy's arguments it takes."""
-    parameters = inspect.signature(session.get_bind).parameters
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    arguments = {"mapper": mapper, "clause": clause}
-    return session.get_bind(
-        **{name: value for name, value in arguments.items() if takes_all or name in parameters}
-    )
-
-
-def _mark_changed(session: Any) -> None:
-    """Have zope.sqlalchemy commit: it rolls back a session whose rows it has not seen change."""
-    zope = sys.modules.get("zope.sqlalchemy.datamanager")
-    if zope is not None and session in zope._SESSION_STATE:
-        zope.mark_changed(session)
+    before = len(held_connections(session))
+    connection = connection_of(session)
+    if (
+        len(held_connections(session)) > before
+        and writes(query)
+        and _state(connection) == "autocommit"
+    ):
+        raise StateSeen
+    return connection
 
 
 def _session_state(session: Session, bind: Engine | Connection) -> State:
-    if session.in_transaction() and not session.is_active:
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is not None and not transaction.is_active:
+        refuse_ended(session, transaction)
         return "failed"
-    connection = _held_by(session, bind)
+    connection = held_by(session, bind)
     if connection is not None:
         return _state(connection)
     return "autocommit" if _opens_in_autocommit(bind) else "idle"
-
-
-def _held_by(session: Session, bind: Engine | Connection) -> Connection | None:
-    """The connection that *session* has checked out for *bind*. Asking the session would check one out."""
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    held = getattr(transaction, "_connections", {}).get(bind)
-    return held[0] if held else None
 
 
 def _state(connection: Connection) -> State:
