@@ -40,7 +40,7 @@ def require_postgresql(conn: object, description: Description) -> None:
         raise UnsupportedConnection(
             f"procrastinate-extconn does not support external connections to {description.dialect}: this "
             f"{type_name(type(unwrap(conn)))} is not bound to PostgreSQL. Use one that is bound to the database with "
-            'Procrastinate\'s schema, or an outbox: see "Rows in another database" in the documentation.'
+            "Procrastinate's schema: see \"Procrastinate's schema elsewhere\" in the documentation."
         )
 
 
