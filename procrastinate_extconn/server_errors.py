@@ -96,6 +96,8 @@ def translate(
     :param isolated: whether the server has undone the statement alone.
     :param locks: the queueing locks that were sent.
     """
+    if getattr(exc, "connection_invalidated", False):  # SQLAlchemy has found that it is lost.
+        state = "closed"
     cause, said = read(exc)
     error = ServerError(cause, *said)
     fate = _fate(error, state, isolated)

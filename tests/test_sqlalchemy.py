@@ -115,39 +115,9 @@ def test_a_session_without_a_bind_is_refused(task: Any) -> None:
     """A session that has no engine is told what to pass instead."""
     with (
         orm.Session() as session,
-        pytest.raises(extconn.UnsupportedConnection, match="without a bind"),
+        pytest.raises(extconn.UnsupportedConnection, match="no bind of its own"),
     ):
         task.configure(connection=session).defer()
-
-
-def test_a_session_with_several_binds_passes_one_connection(
-    engine: Any, task: Any, watch: Watch
-) -> None:
-    """Where each mapper has an engine, the connection of the mapper whose rows go with the job is passed."""
-    order = next(_orders)
-    with orm.Session(binds={Order: engine}) as session:
-        with pytest.raises(extconn.UnsupportedConnection, match="bind_arguments"):
-            task.configure(connection=session).defer()
-        session.add(Order(id=order))
-        conn = session.connection(bind_arguments={"mapper": Order})
-        job_id = task.configure(connection=conn).defer()
-        assert watch.job(job_id) is None
-        session.commit()
-    assert order in watch.orders()
-    assert watch.job(job_id)
-
-
-def test_a_session_that_chooses_its_bind_is_followed(engine: Any, task: Any, watch: Watch) -> None:
-    """A session whose ``get_bind`` routes is asked without a mapper, as for any text."""
-
-    class Routing(orm.Session):  # type: ignore[misc]
-        def get_bind(self, mapper: Any = None, **kwargs: Any) -> Any:
-            return engine
-
-    with Routing() as session:
-        job_id = task.configure(connection=session).defer()
-        session.commit()
-    assert watch.job(job_id)
 
 
 def test_a_session_on_a_connection_is_part_of_its_transaction(

@@ -19,8 +19,9 @@ from ..drivers import (
     named,
     require_encodable,
 )
-from ..exceptions import UnsupportedConnection
 from ..hookspecs import Description, Kind, Rows, State, Value, hookimpl
+from ..queries import writes
+from .sqlalchemy_routing import bind_of, wrote
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -77,13 +78,12 @@ def execute_on_external(
     if is_async is None:
         return None
     if not is_async:
-        return _execute(conn, query, args)
+        return _execute(_current(conn), query, args)
     return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
 
 
 def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
-    connection: Connection = target if _CONNECTION.find(target) else target.connection()
+    connection: Connection = target if _CONNECTION.find(target) else _joined(target, query)
     if connection.dialect.driver == "pg8000":
         # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
@@ -93,6 +93,15 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
         return []
     names = tuple(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def _joined(session: Session, query: str) -> Connection:
+    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
+    bind = bind_of(session)
+    connection = session.connection(bind_arguments={"bind": bind})
+    if writes(query):
+        wrote(session, bind)
+    return connection
 
 
 @functools.lru_cache(maxsize=256)
@@ -130,7 +139,7 @@ def describe_external(conn: Any) -> Description | None:
         if target is None:  # an AsyncConnection that was not started
             return Description(conn.engine.dialect.driver, "sqlalchemy", is_async, "closed")
     is_connection = _CONNECTION.find(target)
-    bind = target if is_connection else _bind(target)
+    bind = target if is_connection else bind_of(target)
     dialect = bind.dialect
     state = _state(target) if is_connection else _session_state(target, bind)
     begin = _BEGIN[bool(is_connection), is_async]
@@ -139,19 +148,6 @@ def describe_external(conn: Any) -> Description | None:
 
 def _current(conn: Any) -> Any:
     return conn() if _SCOPED.find(conn) else conn
-
-
-def _bind(session: Session) -> Engine | Connection:
-    from sqlalchemy.exc import UnboundExecutionError
-
-    try:
-        return session.get_bind()
-    except UnboundExecutionError:
-        pass
-    raise UnsupportedConnection(
-        f"procrastinate-extconn does not support external connections of type {type(session).__name__} without a "
-        "bind of its own: pass `session.connection(bind_arguments={...})`, for the mapper whose rows go with the job"
-    )
 
 
 def _session_state(session: Session, bind: Engine | Connection) -> State:
@@ -173,13 +169,14 @@ def _held_by(session: Session, bind: Engine | Connection) -> Connection | None:
 def _state(connection: Connection) -> State:
     if connection.closed:
         return "closed"
-    if connection.invalidated:
-        return "failed"
+    if connection.invalidated:  # SQLAlchemy connects again, once the transaction is rolled back.
+        return "failed" if connection.in_transaction() else "idle"
     held = connection.connection
     raw = describe_held(held.driver_connection)
-    if raw is not None and raw.state in ("in_transaction", "failed", "closed"):
+    # A lost connection is SQLAlchemy's to find: it invalidates it, and the others in its pool with it.
+    if raw is not None and raw.state in ("in_transaction", "failed"):
         return raw.state
-    if getattr(held.dbapi_connection, "autocommit", False):
+    if getattr(held.dbapi_connection, "autocommit", False) is True:
         return "autocommit"
     return "in_transaction" if connection.in_transaction() else "idle"
 
