@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from .exceptions import (
     ExternalConnectionError,
     OutsideTransaction,
+    OutsideTransactionWarning,
+    PluginWarning,
     SyncAsyncMismatch,
     UnsupportedConnection,
     UnusableConnection,
 )
 
 if TYPE_CHECKING:
-    from .ambient import using
+    from .ambient import standalone, using
+    from .bulk import defer_many, defer_many_async
     from .completion.calls import complete, complete_async
     from .connector import ExternalConnector
     from .hookspecs import Description, Diagnostic, hookimpl
@@ -29,18 +32,23 @@ __all__ = [
     "ExternalConnectionError",
     "ExternalConnector",
     "OutsideTransaction",
+    "OutsideTransactionWarning",
+    "PluginWarning",
     "PoolConnector",
     "SyncAsyncMismatch",
     "UnsupportedConnection",
     "UnusableConnection",
     "complete",
     "complete_async",
+    "defer_many",
+    "defer_many_async",
     "describe",
     "external",
     "hookimpl",
     "install",
     "patch",
     "register",
+    "standalone",
     "uninstall",
     "unpatch",
     "unregister",
@@ -54,12 +62,15 @@ _HOMES = {
     "PoolConnector": "pool.connector",
     "complete": "completion.calls",
     "complete_async": "completion.calls",
+    "defer_many": "bulk",
+    "defer_many_async": "bulk",
     "describe": "plugins",
     "external": "options",
     "hookimpl": "hookspecs",
     "install": "patching",
     "patch": "patching",
     "register": "plugins",
+    "standalone": "ambient",
     "uninstall": "patching",
     "unpatch": "patching",
     "unregister": "plugins",

@@ -1,4 +1,7 @@
-"""``using``: the ambient transaction, for code that defers three layers below the one that holds the connection."""
+"""``using``: the ambient transaction, for code that defers three layers below the one that holds the connection.
+
+And ``standalone``, which leaves it, for calls that are meant to commit by themselves.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,16 @@ from typing import TypeVar
 
 from .exceptions import ExternalConnectionError
 from .layer import layer
+from .options import unwrap
 from .queries import MANAGER_QUERIES, WORKER_QUERIES
 
 C = TypeVar("C")
+
+MEANT = (
+    "Where it is meant to commit by itself, as in a hook that runs after the commit (on_commit, after_commit), enter "
+    "procrastinate_extconn.standalone()"
+)
+"""What a refusal says of `standalone`."""
 
 
 class _Block:
@@ -24,7 +34,17 @@ class _Block:
         self.owner = _here()
 
 
-_block: ContextVar[_Block | None] = ContextVar("procrastinate_extconn_using", default=None)
+class _Standalone:
+    """One ``with standalone():`` and what it was entered in."""
+
+    def __init__(self, outer: _Block | _Standalone | None) -> None:
+        self.outer = outer
+        self.is_open = True
+
+
+_block: ContextVar[_Block | _Standalone | None] = ContextVar(
+    "procrastinate_extconn_block", default=None
+)
 
 
 @contextlib.contextmanager
@@ -33,7 +53,7 @@ def using(conn: C) -> Generator[C]:
 
     Deferring, cancelling, status and every other call of the job manager, sync or async as *conn* is. An explicit
     ``configure(connection=other)`` wins, and the innermost block does. The connection belongs to the task or thread
-    that entered the block: a child task or thread that inherits the context gets an error, never *conn*.
+    that entered the block. A child task or thread that inherits the context gets an error, never *conn*.
 
     :param conn: any connection that a plugin takes, or what `external` made of one.
     :returns: a context manager that yields *conn*.
@@ -45,9 +65,11 @@ def using(conn: C) -> Generator[C]:
             "using() would do nothing, as no connector is patched: call procrastinate_extconn.install() first"
         )
     from .guard import require_postgresql
+    from .patching import watch
     from .plugins import describe
 
     require_postgresql(conn, describe(conn))
+    watch()
     block = _Block(conn)
     token = _block.set(block)
     try:
@@ -58,7 +80,7 @@ def using(conn: C) -> Generator[C]:
         _leave(token)
 
 
-def _leave(token: Token[_Block | None]) -> None:
+def _leave(token: Token[_Block | _Standalone | None]) -> None:
     try:
         _block.reset(token)
     except ValueError as exc:
@@ -69,13 +91,57 @@ def _leave(token: Token[_Block | None]) -> None:
 
 
 @contextlib.contextmanager
-def outside() -> Generator[None]:
-    """Leave the caller's block for a while."""
+def standalone() -> Generator[None]:
+    """Let the calls inside the ``with`` block commit by themselves, on the app's own connector.
+
+    Inside a `using` block, that one is left for the length of this one. A task or thread that copies the context
+    inside the block is inside as well, until the block ends. A worker does not hand the block to its tasks. A call
+    with a connection is judged as anywhere.
+    """
+    block = _Standalone(_block.get())
+    token = _block.set(block)
+    try:
+        yield
+    finally:
+        block.is_open = False  # for those who copied the context
+        with contextlib.suppress(ValueError):
+            _block.reset(token)
+
+
+@contextlib.contextmanager
+def cleared() -> Generator[None]:
+    """Be in no block at all for a while."""
     token = _block.set(None)
     try:
         yield
     finally:
-        _block.reset(token)
+        with contextlib.suppress(ValueError):
+            _block.reset(token)
+
+
+def _innermost() -> _Block | _Standalone | None:
+    block = _block.get()
+    while isinstance(block, _Standalone) and not block.is_open:
+        block = block.outer
+    return block
+
+
+def is_standalone() -> bool:
+    """Whether the caller is in a `standalone` block."""
+    return isinstance(_innermost(), _Standalone)
+
+
+def in_block() -> bool:
+    """Whether the caller is in a `using` block, its own or an inherited one."""
+    return isinstance(_innermost(), _Block)
+
+
+def after_commit(conn: object) -> str:
+    """What a refusal adds where *conn* is that of the caller's block, and its transaction may be over."""
+    block = _innermost()
+    if not isinstance(block, _Block) or unwrap(block.conn) is not conn:
+        return ""
+    return f". {MEANT}"
 
 
 def connection(query: str | None) -> object | None:
@@ -83,8 +149,8 @@ def connection(query: str | None) -> object | None:
 
     :raises ExternalConnectionError: if the block is somebody else's, or for a worker that starts in it.
     """
-    block = _block.get()
-    if block is None:
+    block = _innermost()
+    if not isinstance(block, _Block):
         return None
     if query in WORKER_QUERIES:
         raise ExternalConnectionError(
@@ -99,7 +165,7 @@ def connection(query: str | None) -> object | None:
             "to that one: two of them would interleave their statements on it. (asyncio.create_task, gather, to_thread "
             "and, before Python 3.12, wait_for start one.) Defer from the task or thread that entered the block, pass "
             "configure(connection=...) a connection of this one's own, or start it with an empty context "
-            "(contextvars.Context())."
+            "(contextvars.Context()). If it is meant to commit by itself, enter procrastinate_extconn.standalone()."
         )
     return block.conn
 

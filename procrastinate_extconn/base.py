@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Awaitable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from procrastinate.connector import BaseConnector
+from procrastinate.connector import BaseConnector, Notify
 from procrastinate.exceptions import NoResult
 
 from .exceptions import ExternalConnectionError
@@ -99,14 +99,15 @@ class OneBodyConnector(BaseConnector):
     async def close_async(self) -> None:
         """Nothing to close: what it stands on is the caller's."""
 
-    async def listen_notify(self, *args: Any, **kwargs: Any) -> NoReturn:
+    async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
         raise self.worker_refused()
 
     def worker_refused(self) -> ExternalConnectionError:
         """Say why no worker runs on this connector, and on which one it does."""
         return ExternalConnectionError(
             f"a worker does not run on {type(self).__name__}: it holds a connection for LISTEN, and takes and "
-            "finishes jobs outside any transaction of yours. Run it with PsycopgConnector."
+            "finishes jobs outside any transaction of yours. Run it with PsycopgConnector, or with PoolConnector on an "
+            "asynchronous pool."
         )
 
 

@@ -27,42 +27,47 @@ Send: TypeAlias = "Callable[[str, dict[str, Any]], Awaitable[Rows]]"
 _ATTEMPTS = 10
 """How often to insert again where the job that held the lock has gone meanwhile."""
 
-_PUT = "SELECT set_config('{setting}', %(call)s, true) AS put"
-_GET = "SELECT current_setting('{setting}', true) AS answer"
+_PUT = "SELECT pg_catalog.set_config('{setting}', %(call)s, true) AS put"
+_GET = "SELECT pg_catalog.current_setting('{setting}', true) AS answer"
 # The jobs that hold one of the locks are locked until the caller's transaction ends. The locks travel as one text: in
 # an array, some drivers send a lock that reads null as NULL.
 _LOOK_AND_PUT = (
-    f"{_PUT}, current_setting('transaction_isolation') AS isolation, "  # noqa: S608
-    "CAST((SELECT json_object_agg(queueing_lock, id) FROM ("
+    f"{_PUT}, pg_catalog.current_setting('transaction_isolation') AS isolation, "  # noqa: S608
+    "CAST((SELECT pg_catalog.json_object_agg(queueing_lock, id) FROM ("
     "SELECT queueing_lock, id FROM procrastinate_jobs WHERE status = 'todo' AND queueing_lock = "
-    "ANY(ARRAY(SELECT json_array_elements_text(CAST(CAST(%(locks)s AS text) AS json)))) FOR SHARE"
-    ") AS waiting) AS text) AS waiting"
+    "ANY(ARRAY(SELECT pg_catalog.json_array_elements_text("
+    "CAST(CAST(%(locks)s AS pg_catalog.text) AS pg_catalog.json)))) FOR SHARE"
+    ") AS waiting) AS pg_catalog.text) AS waiting"
 )
 _CALL = """DO $extconn$
 DECLARE
-    call json = CAST(NULLIF(current_setting('{setting}', true), '') AS json);
-    statement text;
-    found text[];
+    call pg_catalog.json = CAST(NULLIF(pg_catalog.current_setting('{setting}', true), '') AS pg_catalog.json);
+    statement pg_catalog.text;
+    found pg_catalog.text[];
     one record;
-    sqlstate_ text; message text; detail text; constraint_ text;
+    sqlstate_ pg_catalog.text; message pg_catalog.text;
+    detail pg_catalog.text; constraint_ pg_catalog.text;
 BEGIN
     IF call IS NULL THEN
         RETURN;
     END IF;
     BEGIN
-        statement = format(call->>'query', VARIADIC ARRAY(SELECT json_array_elements_text(call->'values')));
-        IF CAST(call->>'has_rows' AS boolean) THEN
+        statement = pg_catalog.format(
+            call->>'query', VARIADIC ARRAY(SELECT pg_catalog.json_array_elements_text(call->'values')));
+        IF CAST(call->>'has_rows' AS pg_catalog.bool) THEN
             FOR one IN EXECUTE statement LOOP
-                found = array_append(found, CAST(to_json(one) AS text));
+                found = pg_catalog.array_append(found, CAST(pg_catalog.to_json(one) AS pg_catalog.text));
             END LOOP;
         ELSE
             EXECUTE statement;
         END IF;
-        PERFORM set_config('{setting}', '[[' || coalesce(array_to_string(found, ','), '') || ']]', true);
+        PERFORM pg_catalog.set_config(
+            '{setting}', '[[' || coalesce(pg_catalog.array_to_string(found, ','), '') || ']]', true);
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS sqlstate_ = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL,
             constraint_ = CONSTRAINT_NAME;
-        PERFORM set_config('{setting}', CAST(json_build_array(sqlstate_, message, detail, constraint_) AS text), true);
+        PERFORM pg_catalog.set_config('{setting}', CAST(
+            pg_catalog.json_build_array(sqlstate_, message, detail, constraint_) AS pg_catalog.text), true);
     END;
 END
 $extconn$"""

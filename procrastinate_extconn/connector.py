@@ -35,6 +35,8 @@ class ExternalConnector(OneBodyConnector):
     :param outside_transaction: as in `install`, which decides if this is None.
     """
 
+    _refused = WORKER_QUERIES
+
     def __init__(
         self,
         conn: object,
@@ -64,7 +66,7 @@ class ExternalConnector(OneBodyConnector):
                 outside_transaction=self._mode,
             )
             return other.run_query(query, arguments, is_async=is_async)
-        if query in WORKER_QUERIES:
+        if query in self._refused:
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
@@ -79,7 +81,7 @@ class ExternalConnector(OneBodyConnector):
         conn = conflicts.Connection(
             send=functools.partial(self._send_done, is_async=is_async),
             encode=functools.partial(wire.encode, dumps=self.json_dumps),
-            translated=functools.partial(self._translated, isolated=True),
+            translated=functools.partial(self._translated, kept=True),
             state=description.state if description else "unknown",
         )
         rows = conflicts.execute(conn, query, arguments, options.on_conflict)
@@ -131,7 +133,7 @@ class ExternalConnector(OneBodyConnector):
         return await done(self._send(query, arguments, is_async=is_async))
 
     def _translated(
-        self, exc: Exception, arguments: dict[str, Any], *, isolated: bool = False
+        self, exc: Exception, arguments: dict[str, Any], *, kept: bool = False
     ) -> ProcrastinateException:
         if isinstance(exc, ProcrastinateException):
             return exc
@@ -145,7 +147,7 @@ class ExternalConnector(OneBodyConnector):
             self._conn,
             driver=description.driver if description else type_name(type(self._conn)),
             state=state,
-            isolated=isolated,
+            kept=kept,
             locks=wire.queueing_locks(arguments),
         )
 

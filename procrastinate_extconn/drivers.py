@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from .plugins import plugins
 
 __all__ = [
     "Classes",
+    "Notifications",
     "Refusal",
     "describe_held",
     "execute_on_held",
@@ -142,3 +144,27 @@ def execute_on_held(conn: object, query: str, args: Mapping[str, Value]) -> Rows
     """
     result: Rows | Awaitable[Rows] = plugins().execute(conn, query, args)
     return result
+
+
+class Notifications:
+    """The ``notifications`` of a `Listener`, for a driver that calls back."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
+
+    def put(self, channel: str, payload: str) -> None:
+        """Add a notification."""
+        self._queue.put_nowait((channel, payload))
+
+    def end(self, *_: object) -> None:
+        """End the iteration, because the connection is lost or no longer listens."""
+        self._queue.put_nowait(None)
+
+    def __aiter__(self) -> Notifications:
+        return self
+
+    async def __anext__(self) -> tuple[str, str]:
+        notification = await self._queue.get()
+        if notification is None:
+            raise StopAsyncIteration
+        return notification

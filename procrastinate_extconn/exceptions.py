@@ -6,7 +6,7 @@
     └── ExternalConnectionError
         ├── UnsupportedConnection   no plugin knows the object
         ├── SyncAsyncMismatch       an async object in a sync call, or the reverse
-        ├── OutsideTransaction      not in a transaction where one was demanded
+        ├── OutsideTransaction      not in a transaction, or no connection, where that is an error
         └── UnusableConnection      closed, lost, or in a failed transaction
 
 A database error keeps Procrastinate's own classes: `ConnectorException`, `UniqueViolation`, `AlreadyEnqueued`.
@@ -30,7 +30,7 @@ class SyncAsyncMismatch(ExternalConnectionError):
 
 
 class OutsideTransaction(ExternalConnectionError):
-    """The connection is not in a transaction, and one was demanded. Nothing was sent."""
+    """The connection is not in a transaction, or none was passed, and that is an error here. Nothing was sent."""
 
 
 class UnusableConnection(ExternalConnectionError):
@@ -38,7 +38,7 @@ class UnusableConnection(ExternalConnectionError):
 
 
 class OutsideTransactionWarning(UserWarning):
-    """A job was deferred on a connection that commits each statement by itself."""
+    """A job was deferred on a connection that commits each statement by itself, or on none."""
 
 
 class PluginWarning(UserWarning):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 
+from .ambient import after_commit
 from .exceptions import (
     OutsideTransaction,
     OutsideTransactionWarning,
@@ -58,7 +59,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
     if state == "failed":
         raise UnusableConnection(
             f"the transaction on this {description.driver} connection has failed before this call: roll it back, "
-            "or roll back to a savepoint, and try again"
+            f"or roll back to a savepoint, and try again{after_commit(conn)}"
         )
     if mode == "allow" or not writes(query):
         return
@@ -68,7 +69,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         fix = f"open one with `{description.begin}`" if description.begin else "open one first"
         text = (
             f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
-            f"the job would be there whatever becomes of your rows: {fix}"
+            f"the job would be there whatever becomes of your rows: {fix}{after_commit(conn)}"
         )
         if mode == "error":
             raise OutsideTransaction(text)

@@ -68,6 +68,8 @@ class Listener(NamedTuple):
     awaited."""
     notifications: AsyncIterator[tuple[str, str]]
     """The channel and payload of each notification. It ends, or raises, when the connection is lost."""
+    size: int | None = None
+    """How many connections the pool opens at most, if that is known."""
 
 
 class Held(NamedTuple):
@@ -166,12 +168,15 @@ def listen_external(
     """Hold one connection of *pool* that listens on *channels* until the context manager exits.
 
     Optional. A worker on `procrastinate_extconn.PoolConnector` uses it. Without it the worker polls. The context
-    manager takes one connection from the pool, and gives it back without any LISTEN and with its own settings.
+    manager takes one connection from the pool, and gives it back without any LISTEN and with its own settings. It
+    closes the connection where the context ends with an exception, since that connection is lost or in doubt.
 
     :param pool: the caller's async pool or engine.
     :param channels: the names of the channels. With none, the connection is only held, so that `Listener.conn` can
         be used.
     :returns: an async context manager that yields a `Listener`, or None if *pool* is not yours or cannot listen.
+        A pool that cannot listen may still be held: return None only where there are channels.
+    :raises ExternalConnectionError: if *pool* is not open. Name the line that opens it.
     """
 
 

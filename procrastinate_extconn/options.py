@@ -29,18 +29,19 @@ def external(
     """A connection with options, accepted wherever a connection is.
 
     :param conn: any connection that a plugin takes.
-    :param savepoint: a call that fails leaves your transaction usable: the server undoes this one statement. No
-        ``SAVEPOINT`` is sent, so what other tasks or threads send on the connection is safe. Costs two round trips
-        more. Calls that only read run as they are.
+    :param savepoint: a call that fails, because of a taken queueing lock above all, leaves your transaction usable. The
+        server undoes that call alone. It costs two round trips more. It covers calls that change something, and
+        does nothing outside a transaction.
     :param on_conflict: ``"raise"``, or ``"existing"``: where a job waits under the queueing lock already, return its
         id instead of raising `procrastinate.exceptions.AlreadyEnqueued`. That job is locked until your transaction
-        ends, so that it cannot run before your rows are visible. Implies *savepoint*.
+        ends, so that it cannot run before your rows are visible. It implies *savepoint*. It reads and locks rows, so
+        the role needs SELECT and UPDATE on ``procrastinate_jobs``.
     :param outside_transaction: what to do where the statement would commit by itself: ``"allow"``, ``"warn"`` or
         ``"error"``; None leaves it to `install` or `patch`.
     :raises ValueError: for a value that is none of these.
     """
     _check("on_conflict", on_conflict, get_args(OnConflict))
-    check_mode(outside_transaction)
+    check_modes(outside_transaction=outside_transaction)
     if isinstance(conn, External):
         savepoint = savepoint or conn.savepoint
         on_conflict = on_conflict if on_conflict != "raise" else conn.on_conflict
@@ -54,13 +55,15 @@ def unwrap(conn: object) -> object:
     return conn.conn if isinstance(conn, External) else conn
 
 
-def check_mode(mode: str | None) -> None:
-    """Refuse what is no mode of the transaction guard.
+def check_modes(**modes: str | None) -> None:
+    """Refuse what is no mode.
 
+    :param modes: the argument's name and its value; None stands for "not set".
     :raises ValueError: naming the modes.
     """
-    if mode is not None:
-        _check("outside_transaction", mode, get_args(OutsideMode))
+    for name, mode in modes.items():
+        if mode is not None:
+            _check(name, mode, get_args(OutsideMode))
 
 
 def _check(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -21,8 +21,47 @@ WORKER_QUERIES = frozenset(
 )
 """What only a worker asks: it needs connections of its own."""
 
-MANAGER_QUERIES = frozenset(sql.queries.values()) - WORKER_QUERIES
+JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
+"""The parameter of a query that takes job records, and their type."""
+# PostgreSQL's own names are qualified: an earlier schema of the search_path may have the same.
+RECORDS = r"pg_catalog.json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS pg_catalog.text) AS pg_catalog.json))"
+# The server looks at FROM first. So a database without Procrastinate's schema, and one with another version of it,
+# give different errors.
+JOBS_AS_TEXT = (
+    "ARRAY(SELECT RECORDS FROM (SELECT CAST('procrastinate_jobs' AS pg_catalog.regclass)) AS its_schema)"
+).replace("RECORDS", RECORDS)
+_COMMON = r"pg_catalog.json_populate_record(NULL::\2, CAST(CAST(%(common)s AS pg_catalog.text) AS pg_catalog.json))"
+_ROWS = JOBS_AS_TEXT.replace(r"NULL::\2", _COMMON).replace(r"%(\1)s", "%(rows)s")
+_defer_rows, _known = JOBS.subn(_ROWS, sql.queries["defer_jobs"].rstrip().rstrip(";"))
+DEFER_ROWS: str | None = (
+    "".join(
+        (
+            "SELECT pg_catalog.max(id) AS id, pg_catalog.count(id) AS count FROM (",
+            _defer_rows,
+            ") AS jobs",
+        )
+    )
+    if _known
+    else None
+)
+"""Defers jobs that have all but their arguments in common, and counts them; None if Procrastinate's query is unknown.
+
+The records in ``rows`` lack what they have in common. It stands in the record ``common``.
+"""
+
+MANAGER_QUERIES = frozenset({*sql.queries.values(), *filter(None, [DEFER_ROWS])}) - WORKER_QUERIES
 """What a job manager asks on behalf of an application."""
+
+JOB_ROW = """\
+SELECT CAST(status AS text) AS status, attempts, worker_id
+FROM procrastinate_jobs WHERE id = %(job_id)s"""
+
+# The weakest lock that the task's transaction keeps others from; a person's foreign key to the job is not in its way.
+UNLOCKED_JOB_ROW = f"{JOB_ROW} FOR SHARE SKIP LOCKED"
+
+DELETE_COMPLETED_JOB = (
+    "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
+)
 
 _WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 

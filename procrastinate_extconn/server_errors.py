@@ -85,7 +85,7 @@ def translate(
     *,
     driver: str,
     state: State = "unknown",
-    isolated: bool = False,
+    kept: bool = False,
     locks: Iterable[str] = (),
 ) -> ConnectorException:
     """Procrastinate's exception for the driver's *exc*, with the driver's error as its cause.
@@ -93,14 +93,14 @@ def translate(
     :param conn: what the statement ran on.
     :param driver: what was asked, for the text.
     :param state: the connection's state after the error.
-    :param isolated: whether the server has undone the statement alone.
+    :param kept: whether the server has undone the failed statement alone.
     :param locks: the queueing locks that were sent.
     """
     if getattr(exc, "connection_invalidated", False):  # SQLAlchemy has found that it is lost.
         state = "closed"
     cause, said = read(exc)
     error = ServerError(cause, *said)
-    fate = _fate(error, state, isolated)
+    fate = _fate(error, state, kept)
     text = " ".join(filter(None, (_said(error, driver), _advice(error, conn), fate)))
     is_taken = error.constraint == QUEUEING_LOCK_CONSTRAINT and error.sqlstate in ("23505", None)
     result: ConnectorException
@@ -115,14 +115,14 @@ def translate(
     return result
 
 
-def _fate(error: ServerError, state: State, isolated: bool) -> str | None:
+def _fate(error: ServerError, state: State, kept: bool) -> str | None:
     """What has become of the caller's transaction."""
     if state == "closed":
         return _GONE
     if state in ("idle", "autocommit") or error.sqlstate in _TOLD_BY_ADVICE:
         return None
     # Drivers encode before they send; Django gives the transaction up all the same.
-    if isolated or (state != "failed" and _is_unencodable(error)):
+    if kept or (state != "failed" and _is_unencodable(error)):
         return _KEPT
     if state == "unknown":
         return _FAILED_IF_ANY if error.message else None

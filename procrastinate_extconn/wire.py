@@ -11,11 +11,15 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from json.encoder import encode_basestring, encode_basestring_ascii
+from datetime import datetime
+from enum import Enum
+from json.encoder import encode_basestring
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from .exceptions import ExternalConnectionError
 from .hookspecs import Rows, Value
+from .queries import JOBS, JOBS_AS_TEXT
 
 Dumps: TypeAlias = "Callable[[Any], str | bytes]"
 Loads: TypeAlias = "Callable[[str], Any]"
@@ -23,16 +27,12 @@ Loads: TypeAlias = "Callable[[str], Any]"
 DEFERS = "procrastinate_defer_jobs_"
 """What each query that defers jobs calls. Its rows are the ids of the jobs."""
 
+# `json.dumps` sets up more at each call. A cycle ends in a RecursionError.
+_dumps: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
 JSON_COLUMNS = ("args", "stats")
 """The columns that Procrastinate's queries return as JSON."""
 
-_JOBS = re.compile(r"%\((\w+)\)s::(procrastinate_job_to_defer_v\d+)\[\]")
-# The table is named so that a database without Procrastinate's schema and one with another version of it give
-# different errors: the server looks at FROM first.
-_JOBS_AS_TEXT = (
-    r"ARRAY(SELECT json_populate_recordset(NULL::\2, CAST(CAST(%(\1)s AS text) AS json)) "
-    r"FROM (SELECT CAST('procrastinate_jobs' AS regclass)) AS its_schema)"
-)
 _CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
 # A list travels as the text of PostgreSQL's array literal, which every driver can bind.
 _ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
@@ -55,11 +55,11 @@ class Statement(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def prepare(query: str) -> Statement:
     """*query* with a ``CAST`` for every ``::``, job records as one text, and no parameter of an unclear type."""
-    jobs = _JOBS.search(query)
+    jobs = JOBS.search(query)
     numbers = frozenset(_CONCATENATED.findall(query))
-    query = _JOBS.sub(_JOBS_AS_TEXT, query)
+    query = JOBS.sub(JOBS_AS_TEXT, query)
     arrays = frozenset(name for name, _ in _ARRAY.findall(query))
-    query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS text) AS \2)", query)
+    query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS pg_catalog.text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
     query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
     return Statement(query, jobs[1] if jobs else None, numbers, arrays)
@@ -78,8 +78,13 @@ def encode(
     for name, value in arguments.items():
         if name == jobs:
             args[name] = encode_jobs(value, dumps)
+            job_type: Any = type(value[0]) if value else None
+            if value and (more := layout(job_type).more):
+                query = _with_attributes(query, more)
         elif isinstance(value, dict):
-            query = query.replace(f"%({name})s", f"CAST(CAST(%({name})s AS text) AS jsonb)")
+            query = query.replace(
+                f"%({name})s", f"CAST(CAST(%({name})s AS pg_catalog.text) AS pg_catalog.jsonb)"
+            )
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
             args[name] = _array(name, value, arrays)
@@ -108,6 +113,44 @@ def _element(value: object) -> str:
     return "NULL" if value is None else '"' + re.sub(r'(["\\])', r"\\\1", str(value)) + '"'
 
 
+_FIELDS = ("queue_name", "task_name", "priority", "lock", "queueing_lock", "args", "scheduled_at")
+"""The attributes of a job that are known here."""
+
+
+class _Layout(NamedTuple):
+    """Where a version of Procrastinate keeps what it knows of a job that is to be deferred."""
+
+    ordered: Callable[[Any], tuple[Any, ...]] | None
+    """Takes the values of `_FIELDS` from a job, and then those of `more`; None where it has that order anyway."""
+    more: tuple[str, ...]
+    """The names of the attributes that are not known here."""
+
+
+@functools.lru_cache(maxsize=16)
+def layout(job: Any) -> _Layout:
+    """How to read a job by names: in another version it may have other fields, or another order.
+
+    :param job: its class.
+    :raises ExternalConnectionError: if it cannot be read.
+    """
+    fields: tuple[str, ...] = getattr(job, "_fields", ())
+    if missing := [name for name in _FIELDS if name not in fields]:
+        raise ExternalConnectionError(
+            f"this version of Procrastinate has jobs without {', '.join(missing)} ({job.__qualname__} has "
+            f"{', '.join(fields) or 'no fields'}): use one that procrastinate-extconn is tested with"
+        )
+    more = tuple(name for name in fields if name not in _FIELDS)
+    ordered = itemgetter(*map(fields.index, _FIELDS + more)) if fields != _FIELDS else None
+    return _Layout(ordered, more)
+
+
+def _with_attributes(query: str, names: tuple[str, ...]) -> str:
+    """*query*, failing where a job record lacks one of the attributes: from JSON, it would be dropped in silence."""
+    record = re.findall(r"NULL::(\w+)", query)[0]
+    there = " AND ".join(f"(CAST(NULL AS {record})).{name} IS NULL" for name in names)
+    return query.replace("AS its_schema", f"AS its_schema WHERE {there}")
+
+
 def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
     """A JSON array of job records, each an object whose keys are the attributes of the composite type.
 
@@ -115,10 +158,16 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
 
     :param jobs: `procrastinate.types.JobToDefer` tuples.
     """
+    if not jobs:
+        return "[]"
     dumps = dumps or _dumps
+    job_type: Any = type(jobs[0])
+    ordered, more = layout(job_type)
     # One function and one join: one job pays for each call, and a large batch for each copy.
     text = ["["]
-    for queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at in jobs:
+    for queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at, *others in (
+        map(ordered, jobs) if ordered else jobs
+    ):
         document = dumps(args)
         record = (
             f'{{"queue_name":{_quote(queue_name)},"task_name":{encode_basestring(task_name)},'
@@ -130,9 +179,34 @@ def encode_jobs(jobs: Sequence[Any], dumps: Dumps | None = None) -> str:
             record += f',"queueing_lock":{_quote(queueing_lock)}'
         if scheduled_at is not None:
             record += f',"scheduled_at":"{scheduled_at.isoformat()}"'
+        if others:
+            for name, value in zip(more, others, strict=True):
+                record += f',"{name}":{_json(value, dumps)}'
         text += record, "},"
-    text[-1] = "}]" if jobs else "[]"
+    text[-1] = "}]"
     return "".join(text)
+
+
+def encode_rows(rows: Sequence[dict[str, Any]], dumps: Dumps | None = None) -> str:
+    """A JSON array of job records that hold nothing but the arguments of a job each."""
+    if dumps is None:
+        return _dumps([{"args": row} for row in rows])
+    return f"[{','.join([_record(dumps(row)) for row in rows])}]"
+
+
+def _record(document: str | bytes) -> str:
+    return f'{{"args":{_text(document)}}}'
+
+
+def _json(value: Any, dumps: Dumps) -> str:
+    """A value of a field that is not known here, as PostgreSQL reads it from a JSON record."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, (dict, list)):
+        return _text(dumps(value))
+    if value is None or isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    return encode_basestring(value.isoformat() if isinstance(value, datetime) else str(value))
 
 
 def _quote(value: object) -> str:
@@ -160,27 +234,6 @@ def lock_text(value: object) -> str:
     )
 
 
-def _make_dumps() -> Callable[[Any], str]:
-    """`json.dumps`, which sets up an encoder at each call, with one that is kept."""
-    make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
-    if make_encoder is None:  # another Python than CPython
-        return json.dumps
-    refuse = json.JSONEncoder().default
-    # By position: no watch for cycles, no indent, separators, no sorting of keys, none skipped, NaN allowed.
-    encode = make_encoder(None, refuse, encode_basestring_ascii, None, ":", ",", False, False, True)
-
-    def dumps(document: Any) -> str:
-        try:
-            return "".join(encode(document, 0))
-        except RecursionError:
-            return json.dumps(document)  # says that it is a cycle, if it is one
-
-    return dumps
-
-
-_dumps = _make_dumps()
-
-
 def _text(document: str | bytes) -> str:
     return document if isinstance(document, str) else document.decode()
 
@@ -188,6 +241,8 @@ def _text(document: str | bytes) -> str:
 def queueing_locks(arguments: Mapping[str, Any]) -> list[str]:
     """The queueing locks that *arguments* send, of one job or of a batch."""
     jobs = arguments.get("jobs", ())
+    if isinstance(jobs, str):
+        return [job["queueing_lock"] for job in json.loads(jobs) if "queueing_lock" in job]
     locks = [arguments.get("queueing_lock"), *(job.queueing_lock for job in jobs)]
     return [lock_text(lock) for lock in locks if lock is not None]
 

@@ -9,9 +9,11 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
+import procrastinate
 import psycopg
 import pytest
 from holding import External, hold
@@ -133,6 +135,26 @@ def test_asyncpg_without_a_cache_prepares_nothing(task: Any, wiretap: Wiretap) -
     assert set(names(wiretap.take())) == {""}
 
 
+def defer_many(external: External, task: Any, count: int) -> int:
+    """Defer *count* jobs in chunks of a hundred."""
+    name = "defer_many_async" if external.kind.is_async else "defer_many"
+    stream = ({"number": number} for number in range(count))
+    deferrer = task.configure(connection=external.conn, lock="L")
+    return external.run(lambda: getattr(extconn, name)(deferrer, stream, chunk_size=100))
+
+
+def test_defer_many_is_one_statement_a_chunk(
+    external: External, task: Any, wiretap: Wiretap
+) -> None:
+    """A stream is one statement and one round trip for each chunk, and none besides."""
+    defer_many(external, task, 700)
+    wiretap.take()
+    assert defer_many(external, task, 450) == 450
+    sent = wiretap.take()
+    assert len(statements(sent)) == 5
+    assert round_trips(sent) == 5 * ROUND_TRIPS.get(extconn.describe(external.conn).driver, 1)
+
+
 # -- what the client does -------------------------------------------------------------------------------------------
 
 
@@ -174,6 +196,25 @@ def test_calls_for_each_job(external: External, task: Any) -> None:
         for count in (10, 110)
     )
     assert many - few <= 2 * 100
+
+
+def test_defer_many_makes_no_calls_for_each_job(external: External, task: Any) -> None:
+    """A row more in a chunk makes no call more in the layer or in Procrastinate: no Job and no record is made."""
+    defer_often(external, task)
+    few, many = (calls(partial(defer_many, external, task, count)) for count in (10, 90))
+    assert ours(many) == ours(few)
+    assert many["procrastinate"] == few["procrastinate"]
+
+
+def test_no_job_becomes_a_dict(
+    external: External, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nobody reads Procrastinate's log, no job is made into a dict for it, one by one or in a batch."""
+    made: list[procrastinate.jobs.Job] = []
+    monkeypatch.setattr(procrastinate.jobs.Job, "asdict", made.append)
+    external.defer(task, number=1)
+    external.batch_defer(task, {"number": 2}, {"number": 3})
+    assert made == []
 
 
 class Stranger:

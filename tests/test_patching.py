@@ -402,15 +402,25 @@ def test_a_patched_app_stays_on_after_unpatch_where_installed(driver: FakeDriver
     assert _defer(app) == 42
 
 
-def test_a_connector_that_replaces_a_patched_one_is_not_patched(driver: FakeDriver) -> None:
-    """While an app has another connector it is not patched; another `patch` makes it so."""
-    app = extconn.patch(_app())
-    with app.replace_connector(Plain()) as replaced:
-        with pytest.raises(ConnectorException):
-            _defer(replaced)
-        extconn.patch(replaced)
-        assert _defer(replaced) == 42
-    assert _defer(app) == 42
+def test_a_connector_that_replaces_a_patched_one_is_patched(driver: FakeDriver) -> None:
+    """While a patched app has another connector that one is patched in its place, with the same modes."""
+    driver.state = "autocommit"
+    app = extconn.patch(_app(), outside_transaction="error")
+    other = Plain()
+    with app.replace_connector(other) as replaced, pytest.raises(extconn.OutsideTransaction):
+        _defer(replaced)
+    assert list(layer.patched) == [app.connector]
+    extconn.unpatch(app)
+    with app.replace_connector(other) as replaced, pytest.raises(ConnectorException, match="Plain"):
+        _defer(replaced)
+
+
+def test_a_patched_connector_that_is_replaced_does_not_patch_the_other(driver: FakeDriver) -> None:
+    """Where a connector was patched, and not its app, the next connector of the app is not."""
+    app = _app()
+    extconn.patch(app.connector)
+    with app.replace_connector(Plain()) as replaced, pytest.raises(ConnectorException):
+        _defer(replaced)
 
 
 def test_a_patched_connector_can_be_collected() -> None:

@@ -258,10 +258,10 @@ async def test_an_asynchronous_call_on_a_synchronous_pool_is_refused(dsn: str) -
         await task.defer_async()
 
 
-async def test_a_worker_is_refused(async_pool: Any) -> None:
-    """The error names the connector to use instead."""
-    app, _ = make_app(async_pool)
-    with pytest.raises(extconn.ExternalConnectionError, match="PsycopgConnector"):
+async def test_a_worker_on_a_synchronous_pool_is_refused(pool: Any) -> None:
+    """The error says what is synchronous, and what to make the app on instead."""
+    app, _ = make_app(pool)
+    with pytest.raises(extconn.ExternalConnectionError, match=r"a worker .* asynchronous pool"):
         await app.run_worker_async(wait=False, install_signal_handlers=False)
 
 
@@ -301,7 +301,7 @@ def test_a_pool_that_commits_each_statement_is_no_surprise(dsn: str) -> None:
     engine = sqlalchemy.create_engine(url(dsn, "psycopg"), isolation_level="AUTOCOMMIT")
     app, task = make_app(engine)
     task.defer()
-    extconn.patch(app, outside_transaction="error")
+    extconn.patch(app, outside_transaction="error", without_connection="allow")
     task.defer()
     extconn.unpatch(app)
     engine.dispose()

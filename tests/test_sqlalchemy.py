@@ -115,9 +115,22 @@ def test_a_session_without_a_bind_is_refused(task: Any) -> None:
     """A session that has no engine is told what to pass instead."""
     with (
         orm.Session() as session,
-        pytest.raises(extconn.UnsupportedConnection, match="no bind of its own"),
+        pytest.raises(extconn.UnsupportedConnection, match="before there is a row"),
     ):
         task.configure(connection=session).defer()
+
+
+def test_a_session_that_chooses_its_bind_is_followed(engine: Any, task: Any, watch: Watch) -> None:
+    """A session whose ``get_bind`` routes is asked without a mapper, as for any text."""
+
+    class Routing(orm.Session):  # type: ignore[misc]
+        def get_bind(self, mapper: Any = None, **kwargs: Any) -> Any:
+            return engine
+
+    with Routing() as session:
+        job_id = task.configure(connection=session).defer()
+        session.commit()
+    assert watch.job(job_id)
 
 
 def test_a_session_on_a_connection_is_part_of_its_transaction(

@@ -19,13 +19,12 @@ from holding import External, Watch
 from procrastinate.manager import JobManager
 
 import procrastinate_extconn as extconn
-from procrastinate_extconn.exceptions import OutsideTransactionWarning
-from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
+from procrastinate_extconn.kinds import Held, Kind, done, run
 from procrastinate_extconn.testing import (
     StrictInMemoryConnector,
     assert_deferred,
+    assert_not_deferred,
     deferred_jobs,
-    rolled_back,
 )
 
 # -- assert_deferred and deferred_jobs --------------------------------------------------------------------------------
@@ -105,6 +104,36 @@ def test_no_job_of_that_task(conn: Any, app: procrastinate.App) -> None:
         assert_deferred(conn, "process_order")
 
 
+def test_not_deferred(kind: Kind, dsn: str, task: Any) -> None:
+    """Without arguments each job of the task counts, with arguments only a job with just these."""
+
+    async def body(held: Held) -> None:
+        await done(assert_not_deferred(held.conn, task))
+        on_conn = task.configure(connection=held.conn)
+        await done(on_conn.defer_async(n=1, m=2) if kind.is_async else on_conn.defer(n=1, m=2))
+        await done(assert_not_deferred(held.conn, "other"))
+        await done(assert_not_deferred(held.conn, task, n=1))
+        with pytest.raises(AssertionError, match="process_order wait"):
+            await done(assert_not_deferred(held.conn, task))
+        with pytest.raises(AssertionError, match="n=1"):
+            await done(assert_not_deferred(held.conn, task, m=2, n=1))
+
+    run(kind, dsn, body)
+
+
+def test_unwanted_jobs_are_shown(conn: Any, task: Any) -> None:
+    """The failure shows the first jobs with their arguments, and how many there are."""
+    for n in range(4):
+        task.configure(connection=conn).defer(n=n)
+    with pytest.raises(AssertionError) as caught:
+        assert_not_deferred(conn, task)
+    assert str(caught.value).splitlines() == [
+        "jobs of process_order wait, which should not (4):",
+        *("job 1:", "    n=0", "job 2:", "    n=1", "job 3:", "    n=2"),
+        "and 1 more",
+    ]
+
+
 def test_cancelled_job_does_not_wait(conn: Any, task: Any) -> None:
     """A job that was cancelled is deferred no more."""
     job_id = task.configure(connection=conn).defer()
@@ -133,149 +162,6 @@ def test_arguments_as_the_app_writes_them(conn: Any, dsn: str) -> None:
 
 def _date(text: str) -> datetime.date:
     return datetime.date.fromisoformat(text)
-
-
-# -- rolled_back ------------------------------------------------------------------------------------------------------
-
-
-def test_rolled_back(kind: Kind, dsn: str, task: Any, watch: Watch) -> None:
-    """Rows and jobs of the block are gone after it, on the connection too, and what was before it is not."""
-
-    async def body(held: Held) -> None:
-        await done(held.execute("INSERT INTO orders VALUES (1)"))
-        block = rolled_back(held.conn)
-        if kind.is_async:
-            async with block as conn:
-                await held.execute("INSERT INTO orders VALUES (2)")
-                await task.configure(connection=conn).defer_async()
-        else:
-            with block as conn:
-                held.execute("INSERT INTO orders VALUES (2)")
-                task.configure(connection=conn).defer()
-        assert await done(deferred_jobs(held.conn)) == []
-        await done(held.commit())
-
-    run(kind, dsn, body)
-    assert watch.orders() == [1]
-    assert watch.jobs() == []
-
-
-def test_rolled_back_after_an_error(kind: Kind, dsn: str) -> None:
-    """So they are where a statement has failed."""
-
-    async def body(held: Held) -> None:
-        if kind.is_async:
-            async with rolled_back(held.conn):
-                await _fail(held)
-        else:
-            with rolled_back(held.conn):
-                await _fail(held)
-        assert await done(deferred_jobs(held.conn)) == []
-
-    run(kind, dsn, body)
-
-
-async def _fail(held: Held) -> None:
-    with contextlib.suppress(Exception):
-        await done(held.execute("SELECT 1 / 0"))
-
-
-def test_commit_inside_is_found(conn: Any, watch: Watch) -> None:
-    """Where the code under test commits, the test fails and says so."""
-    block = rolled_back(conn)
-    block.__enter__()
-    conn.execute("INSERT INTO orders VALUES (1)")
-    conn.commit()
-    with pytest.raises(AssertionError, match=r"was committed inside rolled_back\(\)"):
-        block.__exit__(None, None, None)
-    assert watch.orders() == [1]
-
-
-def test_commit_that_cannot_be_told(conn: Any) -> None:
-    """Where a later transaction has failed as well, the test fails and says what is in the way."""
-    block = rolled_back(conn)
-    block.__enter__()
-    conn.execute("INSERT INTO orders VALUES (1)")
-    conn.commit()
-    with contextlib.suppress(psycopg.Error):
-        conn.execute("SELECT 1 / 0")
-    with pytest.raises(AssertionError, match="ended inside rolled_back"):
-        block.__exit__(None, None, None)
-
-
-def test_session_that_commits_a_savepoint(dsn: str, task: Any, watch: Watch) -> None:
-    """A SQLAlchemy session on the fixture's connection may commit, where that is a savepoint's release."""
-    sqlalchemy = pytest.importorskip("sqlalchemy")
-    orm = pytest.importorskip("sqlalchemy.orm")
-    engine = sqlalchemy.create_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.connect() as connection, connection.begin(), rolled_back(connection):
-        with orm.Session(connection, join_transaction_mode="create_savepoint") as session:
-            session.execute(sqlalchemy.text("INSERT INTO orders VALUES (1)"))
-            task.configure(connection=session).defer()
-            session.commit()
-        assert_deferred(connection, task)
-    engine.dispose()
-    assert watch.orders() == []
-    assert watch.jobs() == []
-
-
-def test_rollback_inside_is_fine(conn: Any) -> None:
-    """Where the code under test rolls back, there is nothing left to do."""
-    with rolled_back(conn):
-        conn.execute("INSERT INTO orders VALUES (1)")
-        conn.rollback()
-
-
-def test_closed_inside_is_fine(conn: Any) -> None:
-    """Nor is there where it closes the connection."""
-    with rolled_back(conn):
-        conn.execute("INSERT INTO orders VALUES (1)")
-        conn.close()
-
-
-def test_nothing_to_roll_back(dsn: str) -> None:
-    """A connection that commits each statement by itself is refused."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        block = rolled_back(conn)
-        with pytest.raises(extconn.OutsideTransaction, match="open a transaction first"):
-            block.__enter__()
-
-
-@pytest.mark.filterwarnings("ignore:the plugin 'psqlpy' does not tell")
-async def test_nothing_to_roll_back_where_only_the_server_knows(dsn: str) -> None:
-    """So is one that does not tell by itself that it is in no transaction."""
-    [kind] = [kind for kind in all_kinds() if kind.id == "psqlpy"]
-    if missing := kind.missing():
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    async with kind.open(dsn) as held:
-        await held.rollback()
-        with pytest.raises(extconn.OutsideTransaction, match="open a transaction first"):
-            async with rolled_back(held.conn):
-                pass
-
-
-def test_nothing_goes_on_what_is_closed_or_failed(conn: Any) -> None:
-    """A connection that can run nothing is refused with what to do."""
-    with contextlib.suppress(psycopg.Error):
-        conn.execute("SELECT 1 / 0")
-    with pytest.raises(extconn.UnusableConnection, match="has failed before"):
-        rolled_back(conn).__enter__()
-    conn.close()
-    with pytest.raises(extconn.UnusableConnection, match="is closed"):
-        rolled_back(conn).__enter__()
-
-
-async def test_rolled_back_has_a_colour(dsn: str, conn: Any) -> None:
-    """`with` and `async with` are told apart."""
-    with pytest.raises(extconn.SyncAsyncMismatch, match="`with`"):
-        async with rolled_back(conn):
-            pass
-    async with await psycopg.AsyncConnection.connect(dsn) as async_conn:
-        with (
-            pytest.raises(extconn.SyncAsyncMismatch, match="`async with`"),
-            rolled_back(async_conn),
-        ):
-            pass
 
 
 # -- StrictInMemoryConnector ------------------------------------------------------------------------------------------
@@ -402,7 +288,7 @@ def test_memory_refuses_a_worker_in_a_block(
 def test_memory_warns_outside_a_transaction(unit: Any, dsn: str) -> None:
     """The transaction guard is on."""
     with psycopg.connect(dsn, autocommit=True) as conn:
-        with pytest.warns(OutsideTransactionWarning):
+        with pytest.warns(extconn.OutsideTransactionWarning):
             unit.configure(connection=conn).defer()
         strict = extconn.external(conn, outside_transaction="error")
         with pytest.raises(extconn.OutsideTransaction):

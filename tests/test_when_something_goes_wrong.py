@@ -17,7 +17,7 @@ from goes_wrong_page import as_shown, shown
 from holding import FakeConnection, FakeDriver, wait_until_blocked
 from procrastinate.exceptions import ConnectorException
 from procrastinate.manager import JobManager
-from psycopg_pool import ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
@@ -276,16 +276,83 @@ def a_worker_in_a_block(dsn: str, task: Task) -> None:
         app.run_worker(wait=False, install_signal_handlers=False)
 
 
-def a_worker_on_a_pool(dsn: str, task: Task) -> None:
-    """Start a worker on an app that stands on somebody else's pool."""
+def a_worker_on_a_connection(dsn: str, task: Task) -> None:
+    """Start a worker on an external connection."""
+
+    async def work() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as conn:
+            app = procrastinate.App(connector=extconn.ExternalConnector(conn))
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+    asyncio.run(work())
+
+
+def _work(pool: object) -> None:
+    app = procrastinate.App(connector=extconn.PoolConnector(pool))
+    app.run_worker(wait=False, install_signal_handlers=False)
+
+
+def a_worker_on_a_sync_pool(dsn: str, task: Task) -> None:
+    """Start a worker on a synchronous pool."""
     with ConnectionPool(dsn, open=True) as pool:
-        app = procrastinate.App(connector=extconn.PoolConnector(pool))
-        app.run_worker(wait=False, install_signal_handlers=False)
+        _work(pool)
+
+
+def a_worker_on_an_unopened_pool(dsn: str, task: Task) -> None:
+    """Start a worker on a pool that nobody has opened."""
+    _work(AsyncConnectionPool(dsn, open=False))
+
+
+def a_worker_on_a_pool_of_one(dsn: str, task: Task) -> None:
+    """Start a worker on a pool that has a connection for the worker and none for its tasks."""
+
+    async def work() -> None:
+        async with AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False) as pool:
+            app = procrastinate.App(connector=extconn.PoolConnector(pool))
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+    asyncio.run(work())
 
 
 def no_pool(dsn: str, task: Task) -> None:
     """Make an app on what is no pool."""
     procrastinate.App(connector=extconn.PoolConnector(dsn)).configure_task("task").defer()
+
+
+def not_patched(dsn: str, task: Task) -> None:
+    """Defer in a block on an app whose connector is not patched."""
+    extconn.uninstall()
+    extconn.patch(other := procrastinate.App(connector=procrastinate.PsycopgConnector()))
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn))
+    try:
+        with psycopg.connect(dsn) as conn, extconn.using(conn):
+            asyncio.run(_batch(app))
+    finally:
+        extconn.unpatch(other)
+
+
+async def _batch(app: procrastinate.App) -> None:
+    await app.configure_task("process_order").batch_defer_async({})
+
+
+class MyConnector(procrastinate.SyncPsycopgConnector):
+    """A connector that somebody wrote."""
+
+    def execute_query_all(self, query: Any, **arguments: Any) -> Any:
+        return []
+
+
+def an_override(dsn: str, task: Task) -> None:
+    """Defer in a block on a connector that runs its queries by itself."""
+    app = procrastinate.App(connector=MyConnector(conninfo=dsn))
+    with psycopg.connect(dsn) as conn, extconn.using(conn):
+        app.configure_task("process_order").defer()
+
+
+def forgotten(dsn: str, task: Task) -> None:
+    """Defer without a connection where that is an error."""
+    extconn.install(without_connection="error")
+    task.defer()
 
 
 CASES: list[Callable[[str, Task], None]] = [
@@ -319,8 +386,14 @@ CASES: list[Callable[[str, Task], None]] = [
     not_storable,
     using_without_install,
     using_in_another_thread,
+    not_patched,
+    an_override,
+    forgotten,
     a_worker_in_a_block,
-    a_worker_on_a_pool,
+    a_worker_on_a_connection,
+    a_worker_on_a_sync_pool,
+    a_worker_on_an_unopened_pool,
+    a_worker_on_a_pool_of_one,
     no_pool,
 ]
 

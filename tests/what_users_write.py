@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,7 +31,7 @@ from procrastinate_extconn.testing import (
 )
 
 extconn.install()
-extconn.install(outside_transaction="error")
+extconn.install(outside_transaction="error", without_connection="warn")
 extconn.uninstall()
 
 app = procrastinate.App(connector=procrastinate.PsycopgConnector())
@@ -60,10 +60,28 @@ def defer(conn: psycopg.Connection, session: Session) -> int:
         raise ConnectorException from exc
 
 
+def meant() -> None:
+    with extconn.standalone() as nothing:
+        assert_type(nothing, None)
+        ship.defer(order_id=6)
+    unit = procrastinate.App(connector=StrictInMemoryConnector(without_connection="error"))
+    extconn.patch(unit, without_connection="allow")
+
+
 async def defer_async(session: AsyncSession) -> int:
     with extconn.using(session):
         await ship.defer_async(order_id=3)
     return await ship.configure(connection=session).defer_async(order_id=4)
+
+
+async def import_orders(session: AsyncSession, numbers: AsyncIterator[int]) -> None:
+    rows = ({"order_id": number} for number in range(10))
+    assert_type(extconn.defer_many(ship, rows), int)
+    assert_type(
+        extconn.defer_many(ship.configure(priority=1), [{"order_id": 1}], chunk_size=9), int
+    )
+    orders = ({"order_id": number} async for number in numbers)
+    assert_type(await extconn.defer_many_async(ship.configure(connection=session), orders), int)
 
 
 def look(conn: psycopg.Connection) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -13,8 +16,9 @@ from contextlib import (
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..drivers import Classes, Refusal, libpq_state, numeric
-from ..hookspecs import Description, Kind, Rows, Value, hookimpl
+from ..drivers import Classes, Notifications, Refusal, libpq_state, numeric
+from ..exceptions import ExternalConnectionError
+from ..hookspecs import Description, Kind, Listener, Rows, Value, hookimpl
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
@@ -119,16 +123,113 @@ def connect_external(
     return _lend_async(pool) if is_async else _lend(pool)
 
 
+def _require_open(pool: Any, line: str) -> None:
+    if pool.closed:
+        raise ExternalConnectionError(
+            f"this {type(pool).__name__} is not open, or closed again: open it with `{line}`"
+        )
+
+
 @contextmanager
 def _lend(pool: ConnectionPool) -> Generator[object]:
+    _require_open(pool, "with pool: ...")
     with pool.connection() as conn, conn.transaction():
         yield conn
 
 
 @asynccontextmanager
 async def _lend_async(pool: AsyncConnectionPool) -> AsyncGenerator[object]:
+    _require_open(pool, "async with pool: ...")
     async with pool.connection() as conn, conn.transaction():
         yield conn
+
+
+@hookimpl
+def listen_external(
+    pool: Any, channels: Sequence[str]
+) -> AbstractAsyncContextManager[Listener] | None:
+    return _listen(pool, channels) if _IS_ASYNC_POOL.find(pool) else None
+
+
+@asynccontextmanager
+async def _listen(
+    pool: AsyncConnectionPool, channels: Sequence[str]
+) -> AsyncGenerator[Listener, None]:
+    _require_open(pool, "async with pool: ...")
+    async with pool.connection() as conn:
+        autocommit = conn.autocommit
+        await conn.set_autocommit(True)
+        try:
+            async with notifications(conn, channels) as received:
+                yield Listener(conn, received, pool.max_size or None)
+            await conn.set_autocommit(autocommit)
+        except BaseException:
+            await conn.close()
+            raise
+
+
+@asynccontextmanager
+async def notifications(
+    conn: AsyncConnection[Any], channels: Sequence[str]
+) -> AsyncGenerator[Notifications, None]:
+    """Listen on *conn*, which commits each statement and stays free for statements meanwhile."""
+    received = Notifications()
+    if not channels:
+        yield received
+        return
+    from psycopg.sql import SQL, Identifier
+
+    def handle(notify: Any) -> None:
+        received.put(notify.channel, notify.payload)
+
+    conn.add_notify_handler(handle)
+    for channel in channels:
+        await conn.execute(SQL("LISTEN {}").format(Identifier(channel)))
+    try:
+        with _watching(conn, received.end):
+            yield received
+        await conn.execute("UNLISTEN *")
+    finally:
+        conn.remove_notify_handler(handle)
+        received.end()
+
+
+# psycopg's own notifies() holds the connection's lock. Between statements the socket is watched here, through a
+# descriptor of our own, as psycopg gives the event loop the socket's descriptor for each statement.
+
+
+@contextlib.contextmanager
+def _watching(conn: AsyncConnection[Any], lost: Callable[[], None]) -> Generator[None]:
+    loop = asyncio.get_running_loop()
+    descriptor = os.dup(conn.fileno())
+    later: list[asyncio.TimerHandle] = []
+
+    def look() -> None:
+        # A statement may read a notification together with its own answer, after which the socket has no more to read.
+        if conn.lock.locked():
+            if not later:
+                later.append(loop.call_later(0.002, look_again))
+            return
+        try:
+            conn.pgconn.consume_input()
+            while (notify := conn.pgconn.notifies()) and conn.pgconn.notify_handler:
+                conn.pgconn.notify_handler(notify)
+        except Exception:  # noqa: BLE001 - the next statement tells what it is
+            loop.remove_reader(descriptor)
+            lost()
+
+    def look_again() -> None:
+        later.clear()
+        look()
+
+    loop.add_reader(descriptor, look)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        for handle in later:
+            handle.cancel()
+        os.close(descriptor)
 
 
 # Values are dumped and loaded as psycopg does by itself, JSON as text. A person's own dumpers and loaders, for one

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..drivers import (
     Classes,
+    Notifications,
     Refusal,
     describe_held,
     named,
     require_encodable,
 )
-from ..hookspecs import Description, Kind, Rows, State, Value, hookimpl
+from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
 from ..queries import writes
+from . import psycopg
 from .sqlalchemy_routing import bind_of, wrote
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
+    from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.orm import Session
 
 _IS_ASYNC = Classes[bool](
@@ -52,8 +55,8 @@ _IS_ASYNC = Classes[bool](
         "sqlalchemy.ext.asyncio.AsyncSessionTransaction": Refusal("transaction.session"),
     }
 )
-_ENGINE = Classes[bool](
-    {"sqlalchemy.engine.Engine": True, "sqlalchemy.ext.asyncio.AsyncEngine": True}
+_IS_ASYNC_POOL = Classes[bool](
+    {"sqlalchemy.engine.Engine": False, "sqlalchemy.ext.asyncio.AsyncEngine": True}
 )
 _LEVEL = 'engine.execution_options(isolation_level="READ COMMITTED")'
 _BEGIN = {
@@ -83,7 +86,7 @@ def execute_on_external(
 
 
 def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    connection: Connection = target if _CONNECTION.find(target) else _joined(target, query)
+    connection: Connection = target if _CONNECTION.find(target) else _connection_of(target, query)
     if connection.dialect.driver == "pg8000":
         # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
@@ -93,15 +96,6 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
         return []
     names = tuple(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-
-
-def _joined(session: Session, query: str) -> Connection:
-    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
-    bind = bind_of(session)
-    connection = session.connection(bind_arguments={"bind": bind})
-    if writes(query):
-        wrote(session, bind)
-    return connection
 
 
 @functools.lru_cache(maxsize=256)
@@ -119,7 +113,66 @@ def _text(query: str) -> TextClause:
 def connect_external(
     pool: Any,
 ) -> AbstractContextManager[object] | AbstractAsyncContextManager[object] | None:
-    return pool.begin() if _ENGINE.find(pool) else None
+    return None if _IS_ASYNC_POOL.find(pool) is None else pool.begin()
+
+
+@hookimpl
+def listen_external(
+    pool: Any, channels: Sequence[str]
+) -> AbstractAsyncContextManager[Listener] | None:
+    if not _IS_ASYNC_POOL.find(pool) or (channels and pool.dialect.driver not in _NOTIFICATIONS):
+        return None
+    return _listen(pool, channels)
+
+
+@asynccontextmanager
+async def _listen(engine: AsyncEngine, channels: Sequence[str]) -> AsyncGenerator[Listener, None]:
+    async with engine.connect() as conn:
+        try:
+            await conn.execution_options(isolation_level="AUTOCOMMIT")
+            await conn.exec_driver_sql("SELECT 1")  # A connection that is dead is replaced here.
+            if not channels:
+                yield Listener(conn, Notifications(), _size(engine))
+                return
+            raw: Any = (await conn.get_raw_connection()).driver_connection
+            async with _NOTIFICATIONS[engine.dialect.driver](raw, channels) as received:
+                yield Listener(conn, received, _size(engine))
+        except BaseException:
+            await conn.invalidate()
+            raise
+
+
+@asynccontextmanager
+async def _of_asyncpg(conn: Any, channels: Sequence[str]) -> AsyncGenerator[Notifications, None]:
+    received = Notifications()
+
+    def handle(conn: object, pid: int, channel: str, payload: str) -> None:
+        received.put(channel, payload)
+
+    conn.add_termination_listener(received.end)
+    for channel in channels:
+        await conn.add_listener(channel, handle)
+    try:
+        yield received
+    finally:
+        received.end()
+        conn.remove_termination_listener(received.end)
+        for channel in channels:
+            if not conn.is_closed():
+                await conn.remove_listener(channel, handle)
+
+
+_NOTIFICATIONS: dict[str, Callable[[Any, Sequence[str]], AbstractAsyncContextManager[Any]]] = {
+    "asyncpg": _of_asyncpg,
+    "psycopg": psycopg.notifications,
+}
+"""The drivers that listen -> how."""
+
+
+def _size(engine: AsyncEngine) -> int | None:
+    pool: Any = engine.pool
+    overflow = getattr(pool, "_max_overflow", -1)
+    return pool.size() + overflow if hasattr(pool, "size") and overflow >= 0 else None
 
 
 @hookimpl
@@ -150,6 +203,15 @@ def _current(conn: Any) -> Any:
     return conn() if _SCOPED.find(conn) else conn
 
 
+def _connection_of(session: Session, query: str) -> Connection:
+    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
+    bind = bind_of(session)
+    connection = session.connection(bind_arguments={"bind": bind})
+    if writes(query):
+        wrote(session, bind)
+    return connection
+
+
 def _session_state(session: Session, bind: Engine | Connection) -> State:
     if session.in_transaction() and not session.is_active:
         return "failed"
@@ -169,11 +231,12 @@ def _held_by(session: Session, bind: Engine | Connection) -> Connection | None:
 def _state(connection: Connection) -> State:
     if connection.closed:
         return "closed"
-    if connection.invalidated:  # SQLAlchemy connects again, once the transaction is rolled back.
+    if connection.invalidated:
+        # SQLAlchemy connects anew with the next statement, unless a transaction was lost with the connection.
         return "failed" if connection.in_transaction() else "idle"
     held = connection.connection
     raw = describe_held(held.driver_connection)
-    # A lost connection is SQLAlchemy's to find: it invalidates it, and the others in its pool with it.
+    # A closed one is for SQLAlchemy to find, with the next statement: only then does it connect anew.
     if raw is not None and raw.state in ("in_transaction", "failed"):
         return raw.state
     if getattr(held.dbapi_connection, "autocommit", False) is True:

@@ -20,7 +20,8 @@ def is_routed(session: Session) -> bool:
     """Whether *session* may have several engines."""
     from sqlalchemy.orm import Session
 
-    return type(session).get_bind is not Session.get_bind or bool(_named(session))
+    own = getattr(type(session).get_bind, "__func__", type(session).get_bind)
+    return own is not Session.get_bind or bool(_named(session))
 
 
 def bind_of(session: Session) -> Engine | Connection:
@@ -41,15 +42,21 @@ def bind_of(session: Session) -> Engine | Connection:
     binds = {bind.engine: bind for bind in reversed(found) if bind is not None}
     if len(binds) == 1:
         return binds.popitem()[1]
-    raise _refusal(session, "several engines" if binds else "no bind of its own")
+    raise _refusal(
+        session,
+        "several engines" if binds else "no engine that could be known before there is a row",
+    )
 
 
 def _refusal(session: Session, what: str) -> UnsupportedConnection:
-    route = '"shard_id": ...' if _shards(session) else '"mapper": Row, "clause": update(Row)'
+    if _shards(session):
+        route = '{"shard_id": ...})`, for the shard of the rows'
+    else:
+        route = '{"mapper": Row, "clause": update(Row)})`, for the class Row whose rows'
     return UnsupportedConnection(
         f"procrastinate-extconn does not support external connections of type {type(session).__name__} with {what}: "
-        "the job could be in another transaction than your rows. Pass "
-        f"`session.connection(bind_arguments={{{route}}})`, for the class Row whose rows go with the job"
+        f"the job could be in another transaction than your rows. Pass `session.connection(bind_arguments={route} go "
+        "with the job"
     )
 
 
@@ -78,7 +85,9 @@ def _rows(session: Session) -> list[object]:
 
 
 def _named(session: Any) -> list[Any]:
-    return [*session.binds.values(), *_shards(session).values()]
+    # SQLAlchemy 2.0 keeps the binds to itself.
+    binds = getattr(session, "binds", None) or getattr(session, "_Session__binds", None) or {}
+    return [*binds.values(), *_shards(session).values()]
 
 
 def _shards(session: Any) -> dict[Any, Any]:

@@ -15,7 +15,9 @@ from ..connector import ExternalConnector
 from ..exceptions import ExternalConnectionError
 from ..hookspecs import Rows
 from ..layer import layer
+from ..queries import JOB_ROW
 from . import settlement
+from .decision import Fate
 
 # As Procrastinate's finish_job, but for this run of the job alone. A worker that was taken for dead is cut from its
 # jobs; until somebody retries such a job, which raises its attempts, it is still this run's.
@@ -49,7 +51,7 @@ def complete(context: JobContext, connection: object) -> None:
         return
     job = context.job
     if not connector.execute_query_all(_SUCCEED, **_this_run(job)):
-        raise _not_ours(job, connector.execute_query_all(settlement.ROW, job_id=job.id))
+        raise _not_ours(job, connector.execute_query_all(JOB_ROW, job_id=job.id))
 
 
 async def complete_async(context: JobContext, connection: object) -> None:
@@ -59,7 +61,7 @@ async def complete_async(context: JobContext, connection: object) -> None:
         return
     job = context.job
     if not await connector.execute_query_all_async(_SUCCEED, **_this_run(job)):
-        rows = await connector.execute_query_all_async(settlement.ROW, job_id=job.id)
+        rows = await connector.execute_query_all_async(JOB_ROW, job_id=job.id)
         raise _not_ours(job, rows)
 
 
@@ -83,7 +85,7 @@ def _this_run(job: Job) -> dict[str, Any]:
 def _not_ours(job: Job, rows: Rows) -> ExternalConnectionError:
     if not rows:
         found = "it has been deleted"
-    elif settlement.Fate.of(rows[0], job) is settlement.Fate.COMPLETED:
+    elif Fate.of(rows[0], job) is Fate.COMPLETED:
         found = "it is completed already"
     else:
         found = (

@@ -13,8 +13,7 @@ import functools
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,44 +22,20 @@ from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
 from procrastinate.worker import Worker
 
-from .. import patching
+from .. import replacing
 from ..exceptions import ExternalConnectionError
+from ..queries import DELETE_COMPLETED_JOB, JOB_ROW, UNLOCKED_JOB_ROW
 from ..sync_async import wraps
+from .decision import Ending, Fate, Message, decide
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-ROW = """\
-SELECT CAST(status AS text) AS status, attempts, worker_id
-FROM procrastinate_jobs WHERE id = %(job_id)s"""
-
-# The weakest lock that the task's transaction keeps others from; a person's foreign key to the job is not in its way.
-_UNLOCKED_ROW = f"{ROW} FOR SHARE SKIP LOCKED"
-
-_DELETE = "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
 
 _PATIENCE = (0, 0.01, 0.03, 0.1)
 """Seconds before each look at a locked row: a server needs a moment to roll back for a connection that was closed."""
 
+_NOT_NOW = Message(logging.WARNING, "settle_job_error", "cannot be settled now")
+
 _KEY = "_procrastinate_extconn_ending"
-
-
-class Fate(Enum):
-    """What has become of one run of a job, by the job's row."""
-
-    COMPLETED = "the task's transaction was committed"
-    RUNNING = "the task's transaction was rolled back"
-    OPEN = "the task's transaction is still open"
-    TAKEN = "the job is another run's, or was ended or deleted by somebody"
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any], job: Job) -> Fate:
-        """Read *row* as of the run that *job* was fetched for."""
-        if row["worker_id"] in (job.worker_id, None):
-            if row["status"] == "doing" and row["attempts"] == job.attempts:
-                return cls.RUNNING
-            if row["status"] == "succeeded" and row["attempts"] == job.attempts + 1:
-                return cls.COMPLETED
-        return cls.TAKEN
 
 
 def expect(job: Job) -> None:
@@ -69,13 +44,26 @@ def expect(job: Job) -> None:
     :raises ExternalConnectionError: if this version of Procrastinate has another worker than the one known here.
     """
     for (cls, name), handle in _HANDLERS.items():
-        if not patching.wrap_method(cls, name, functools.partial(_wrap, handle=handle)):
+        if not replacing.wrap(cls, name, functools.partial(_wrap, handle=handle), __name__):
             raise ExternalConnectionError(
                 f"this version of Procrastinate has no {cls.__name__}.{name}, so its worker would not accept a job "
                 "that its task has completed: use a version that procrastinate-extconn is tested with"
             )
     # On the job, so that nothing is left behind: the worker drops it with the job.
     vars(job).setdefault(_KEY, _Ending(job))
+
+
+def is_expected(job: Job) -> bool:
+    """Whether `complete` was called in this run of *job*."""
+    return _ending_of(job) is not None
+
+
+def not_completed(job: Job) -> ExternalConnectionError:
+    """The failure of a task that returned although its `complete` was undone."""
+    return ExternalConnectionError(
+        f"job {job.id} was not completed: its task returned, but what complete() did was rolled back, to a savepoint "
+        "or with the whole transaction, or never committed. Call complete() last, outside any savepoint, and commit"
+    )
 
 
 class _Call:
@@ -110,13 +98,7 @@ class _Ending:
             await asyncio.sleep(pause)
             if await self._settle():
                 return
-        self._log(
-            logging.ERROR,
-            "transaction_left_open",
-            "has ended with the transaction open in which it was completed: it succeeds if that is committed. "
-            "Commit or roll back before the task returns",
-            exc_info=self._exception,
-        )
+        self._log(decide(Fate.OPEN, persist.arguments["status"])[1])
         if self.log_outcome is not None:
             # Its traceback may be all that keeps the connection from being collected, and so rolled back.
             self.log_outcome.arguments["exc_info"] = False
@@ -139,9 +121,7 @@ class _Ending:
             try:
                 settled = await self._settle()
             except ConnectorException:
-                self._log(
-                    logging.WARNING, "settle_job_error", "cannot be settled now", exc_info=True
-                )
+                self._log(_NOT_NOW, exc_info=True)
         _open[self._worker.app.job_manager].discard(self)
         return settled
 
@@ -159,45 +139,31 @@ class _Ending:
 
     async def _look(self) -> Fate:
         connector = self._worker.app.job_manager.connector
-        rows = await connector.execute_query_all_async(_UNLOCKED_ROW, job_id=self.job.id)
+        rows = await connector.execute_query_all_async(UNLOCKED_JOB_ROW, job_id=self.job.id)
         if rows:
             return Fate.of(rows[0], self.job)
-        locked = await connector.execute_query_all_async(ROW, job_id=self.job.id)
+        locked = await connector.execute_query_all_async(JOB_ROW, job_id=self.job.id)
         return Fate.OPEN if locked else Fate.TAKEN
 
     async def _end(self) -> None:
-        status = self._persist.arguments["status"]
-        exception = self._exception
-        if self.fate is Fate.TAKEN:
-            self._log(
-                logging.WARNING,
-                "job_taken",
-                "is no longer this run's: it was retried, ended or deleted meanwhile, and is left as it is",
-                exc_info=exception,
-            )
+        ending, message = decide(self.fate, self._persist.arguments["status"])
+        if ending is Ending.NOBODYS:
+            self._log(message)
             self.log_outcome = None
             await self._persist(retry_decision=None)
-        elif self.fate is Fate.COMPLETED:
+        elif ending is Ending.SUCCESS:
+            exception = self._exception
             self._outcome(status=Status.SUCCEEDED, job_retry=None, exc_info=False)
-            if status is not Status.SUCCEEDED:
-                self._log(
-                    logging.ERROR if status is Status.FAILED else logging.INFO,
-                    "error_after_completion",
-                    "had been completed and committed when its task raised an exception: it stays succeeded",
-                    exc_info=exception,
-                )
+            self._log(message, exc_info=exception)
             await self._persist(status=Status.SUCCEEDED, retry_decision=None)
-        elif status is Status.SUCCEEDED:
-            await self._end_uncommitted()
+        elif ending is Ending.NOT_COMPLETED:
+            await self._fail()
         else:
             self._outcome()
             await self._persist()
 
-    async def _end_uncommitted(self) -> None:
-        error = ExternalConnectionError(
-            f"job {self.job.id} was not completed: its task returned, but the transaction of complete() was rolled "
-            "back, or never committed, and what it wrote is not there"
-        )
+    async def _fail(self) -> None:
+        error = not_completed(self.job)
         task = self._worker.app.tasks[self.job.task_name]
         job_retry: JobRetry | None = task.get_retry_exception(exception=error, job=self.job)
         self._outcome(status=Status.FAILED, job_retry=job_retry, exc_info=error)
@@ -224,14 +190,19 @@ class _Ending:
         if log_outcome is not None:
             log_outcome(**changes)
 
-    def _log(self, level: int, action: str, text: str, *, exc_info: Any = None) -> None:
+    def _log(self, message: Message | None, *, exc_info: Any = None) -> None:
+        if message is None:
+            return
         extra = {
-            "action": action,
+            "action": message.action,
             "job_id": self.job.id,
             "task_name": self.job.task_name,
             "worker_id": self.job.worker_id,
         }
-        logger.log(level, "Job %s %s", self._name, text, extra=extra, exc_info=exc_info)
+        exc_info = exc_info or self._exception
+        logger.log(
+            message.level, "Job %s %s", self._name, message.text, extra=extra, exc_info=exc_info
+        )
 
 
 _open: WeakKeyDictionary[JobManager, set[_Ending]] = WeakKeyDictionary()
@@ -264,7 +235,7 @@ async def _finish_job(call: _Call) -> None:
         await call()
     elif ending.fate is Fate.COMPLETED and call.arguments["delete_job"]:
         manager: JobManager = call.arguments["self"]
-        await manager.connector.execute_query_async(_DELETE, job_id=ending.job.id)
+        await manager.connector.execute_query_async(DELETE_COMPLETED_JOB, job_id=ending.job.id)
 
 
 async def _unregister_worker(call: _Call) -> None:

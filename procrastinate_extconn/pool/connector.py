@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import contextlib
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
-from .. import ambient, server_errors, wire
+from procrastinate.connector import Notify
+
+from .. import ambient, forgotten, wire
 from ..base import OneBodyConnector
 from ..connector import ExternalConnector
-from ..exceptions import SyncAsyncMismatch, UnsupportedConnection
+from ..exceptions import ExternalConnectionError, SyncAsyncMismatch, UnsupportedConnection
 from ..fallback import type_name
 from ..hookspecs import Rows
 from ..known_plugins import missing_plugin
@@ -17,16 +20,24 @@ from ..options import OutsideMode
 from ..plugins import plugins
 from ..queries import WORKER_QUERIES
 from ..sync_async import done, finish
+from . import worker
+from .listening import of_pool
+
+
+class _Connection(ExternalConnector):
+    _refused = frozenset()
 
 
 class PoolConnector(OneBodyConnector):
-    """An app's connector on a pool or engine that is there already: for a process that defers, cancels and reads.
+    """An app's connector on a pool or engine that is there already.
 
-    Each call runs in a short transaction of its own, on a connection from the pool; ``connection=`` and `using` work
-    as anywhere. The pool is never opened, resized or closed. A worker needs `PsycopgConnector`.
+    Each call runs in a short transaction of its own, on a connection from the pool. ``connection=`` and `using` work
+    as anywhere. A worker runs on an asynchronous pool, and holds one connection of it. The pool is never opened,
+    resized or closed.
 
     :param pool_or_engine: a psycopg ``ConnectionPool`` or ``AsyncConnectionPool``, a SQLAlchemy ``Engine`` or
         ``AsyncEngine``, or whatever pool a plugin takes.
+    :param listen: another pool, for a worker's LISTEN alone, where this one cannot listen.
     :param json_dumps: makes JSON of a job's arguments; `json.dumps` if None.
     :param json_loads: reads JSON; `json.loads` if None.
     """
@@ -35,12 +46,14 @@ class PoolConnector(OneBodyConnector):
         self,
         pool_or_engine: object,
         *,
+        listen: object = None,
         json_dumps: wire.Dumps | None = None,
         json_loads: wire.Loads | None = None,
     ) -> None:
         self.json_dumps = json_dumps
         self.json_loads = json_loads
-        self._pool = pool_or_engine
+        self.pool = pool_or_engine
+        self.listen_pool = listen
         layer.own_connectors.add(self)
 
     def run_query(
@@ -57,36 +70,49 @@ class PoolConnector(OneBodyConnector):
         if connection is not None:
             mode = layer.mode_of(self)
             return await self._on(connection, query, arguments, mode, is_async=is_async)
-        if query in WORKER_QUERIES:
-            raise self.worker_refused()
-        lent = plugins().connect(self._pool)
+        if is_async and (rows := await worker.run(self, query, arguments)) is not None:
+            return rows
+        if query not in WORKER_QUERIES:
+            forgotten.judge(self, query)
+        return await self.run_on_pool(query, arguments, is_async=is_async)
+
+    async def listen_notify(self, on_notification: Notify, channels: Iterable[str]) -> None:
+        """Call *on_notification* for each notification on *channels*, until cancelled."""
+        session = worker.session_of(self) or worker.WorkerSession(self, None)
+        await session.listen(on_notification, list(channels))
+
+    async def run_on_pool(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool = True
+    ) -> Rows:
+        """Run *query* in a short transaction, on a connection from the pool."""
+        lent = plugins().connect(self.pool)
         if lent is None:
             raise self._unsupported()
         if hasattr(lent, "__aenter__") is not is_async:
-            raise self._mismatch(is_async=is_async)
-        failed: list[Exception] = []
-
-        async def call(conn: object) -> Rows:
-            try:
-                # Nothing of a caller's is in its transaction, so that it may as well commit by itself.
-                return await self._on(conn, query, arguments, "allow", is_async=is_async)
-            except Exception as exc:
-                failed.append(exc)
-                raise
-
+            raise (
+                self.worker_refused()
+                if query in WORKER_QUERIES
+                else self._mismatch(is_async=is_async)
+            )
+        enter, leave = (
+            (lent.__aenter__, lent.__aexit__) if is_async else (lent.__enter__, lent.__exit__)
+        )
+        conn = await of_pool(self.pool, enter)
         try:
-            if is_async:
-                async with lent as conn:
-                    return await call(conn)
-            with lent as conn:
-                return await call(conn)
-        except Exception as exc:
-            if exc in failed:
-                raise
-            # Not the query but what is around it: no connection to be had, or a commit that failed.
-            name = type_name(type(self._pool))
-            error = server_errors.translate(exc, self._pool, driver=name, state="idle")
-        raise error
+            rows = await self.run_on(conn, query, arguments, is_async=is_async)
+        except BaseException as exc:
+            with contextlib.suppress(Exception):
+                await done(leave(type(exc), exc, exc.__traceback__))
+            raise
+        await of_pool(self.pool, leave, None, None, None)
+        return rows
+
+    async def run_on(
+        self, conn: object, query: str, arguments: dict[str, Any], *, is_async: bool = True
+    ) -> Rows:
+        """Run *query* on a connection of the pool."""
+        # Nothing of a caller's is in its transaction, so that it may as well commit by itself.
+        return await self._on(conn, query, arguments, "allow", is_async=is_async)
 
     async def _on(
         self,
@@ -97,7 +123,7 @@ class PoolConnector(OneBodyConnector):
         *,
         is_async: bool,
     ) -> Rows:
-        connector = ExternalConnector(
+        connector = _Connection(
             connection,
             json_dumps=self.json_dumps,
             json_loads=self.json_loads,
@@ -105,19 +131,25 @@ class PoolConnector(OneBodyConnector):
         )
         return await done(connector.run_query(query, arguments, is_async=is_async))
 
+    def worker_refused(self) -> ExternalConnectionError:
+        return ExternalConnectionError(
+            f"a worker does not run on {type_name(type(self.pool))}, a synchronous pool: make its app on an "
+            "asynchronous pool or engine, or on PsycopgConnector"
+        )
+
     def _unsupported(self) -> UnsupportedConnection:
         asked = plugins().names("connect_external")
         advice = (
-            missing_plugin(self._pool, plugins().names())
+            missing_plugin(self.pool, plugins().names())
             or "Pass a connection pool or an engine, not a connection or a DSN."
         )
         return UnsupportedConnection(
-            f"{type(self).__name__} does not support pools of type {type_name(type(self._pool))}: no plugin takes it "
+            f"{type(self).__name__} does not support pools of type {type_name(type(self.pool))}: no plugin takes it "
             f"(asked: {', '.join(asked)}). {advice}"
         )
 
     def _mismatch(self, *, is_async: bool) -> SyncAsyncMismatch:
-        name = type_name(type(self._pool))
+        name = type_name(type(self.pool))
         if is_async:
             return SyncAsyncMismatch(
                 f"{name} is a synchronous pool in an asynchronous call, where it would block the event loop: call "

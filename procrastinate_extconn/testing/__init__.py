@@ -11,31 +11,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..kinds import Held, Kind
     from .contract import ContractBroken, PluginContract, variant
-    from .deferred import assert_deferred, deferred_jobs
+    from .deferred import assert_deferred, assert_not_deferred, deferred_jobs
     from .memory import StrictInMemoryConnector
     from .rollback import rolled_back
+    from .running import JobRun, run_deferred
 
 __all__ = [
     "ContractBroken",
     "Held",
+    "JobRun",
     "Kind",
     "PluginContract",
     "StrictInMemoryConnector",
     "assert_deferred",
+    "assert_not_deferred",
     "deferred_jobs",
     "rolled_back",
+    "run_deferred",
     "variant",
 ]
 
 _HOMES = {
     "ContractBroken": ".contract",
     "Held": "..kinds",
+    "JobRun": ".running",
     "Kind": "..kinds",
     "PluginContract": ".contract",
     "StrictInMemoryConnector": ".memory",
     "assert_deferred": ".deferred",
+    "assert_not_deferred": ".deferred",
     "deferred_jobs": ".deferred",
     "rolled_back": ".rollback",
+    "run_deferred": ".running",
     "variant": ".contract",
 }
 

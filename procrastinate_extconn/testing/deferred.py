@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from procrastinate.connector import BaseConnector
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 from procrastinate.tasks import Task
 
-from ..connector import ExternalConnector
-from ..plugins import describe
-from ..wire import Dumps, Loads
+from .open_transaction import TestedConnection
 
+AnyTask = Task[..., Any, Any]
 T = TypeVar("T")
 
 _SHOWN = 3
@@ -30,10 +30,10 @@ def deferred_jobs(conn: object) -> Any:
     :returns: a list of `procrastinate.jobs.Job`, the oldest first; for an async connection an awaitable of that.
     :raises UnsupportedConnection: if no plugin takes *conn*.
     """
-    return _waiting(conn, list, None, None)
+    return _waiting(TestedConnection(conn), list)
 
 
-def assert_deferred(conn: object, task: Task[..., Any, Any] | str, /, **task_kwargs: Any) -> Any:
+def assert_deferred(conn: object, task: AnyTask | str, /, **task_kwargs: Any) -> Any:
     """Fail unless a job of *task* with just these arguments waits to be run, as *conn* sees it.
 
     :param conn: any connection that a plugin takes, in the transaction that deferred the job.
@@ -44,36 +44,77 @@ def assert_deferred(conn: object, task: Task[..., Any, Any] | str, /, **task_kwa
     :raises UnsupportedConnection: if no plugin takes *conn*.
     """
     __tracebackhide__ = True
-    connector = None if isinstance(task, str) else getattr(task.blueprint, "connector", None)
-    dumps = getattr(connector, "_json_dumps", None) or getattr(connector, "json_dumps", None)
-    loads = getattr(connector, "_json_loads", None) or getattr(connector, "json_loads", None)
-    name = task if isinstance(task, str) else task.name
-    # As the worker would get them: a tuple is a list by then.
-    expected = (loads or json.loads)((dumps or json.dumps)(task_kwargs))
+    tested = TestedConnection(conn, _connector(task))
+    expected = _as_stored(task_kwargs, tested)
 
     def find(waiting: list[Job]) -> Job:
         __tracebackhide__ = True
         for job in waiting:
-            if job.task_name == name and job.task_kwargs == expected:
+            if job.task_name == _name(task) and job.task_kwargs == expected:
                 return job
-        raise AssertionError(_report(name, expected, waiting))
+        raise AssertionError(_report(_name(task), expected, waiting))
 
-    return _waiting(conn, find, dumps, loads)
+    return _waiting(tested, find)
 
 
-def _waiting(
-    conn: object, then: Callable[[list[Job]], T], dumps: Dumps | None, loads: Loads | None
-) -> Any:
+def assert_not_deferred(conn: object, task: AnyTask | str, /, **task_kwargs: Any) -> Any:
+    """Fail if a job of *task* waits to be run, as *conn* sees it.
+
+    :param conn: any connection that a plugin takes.
+    :param task: the task, or its name.
+    :param task_kwargs: with arguments, only a job with just these counts; without any, each job of *task* does.
+    :returns: None; for an async connection an awaitable of that.
+    :raises AssertionError: with the jobs that wait.
+    :raises UnsupportedConnection: if no plugin takes *conn*.
+    """
     __tracebackhide__ = True
-    manager = JobManager(ExternalConnector(conn, json_dumps=dumps, json_loads=loads))
-    if not describe(conn).is_async:
-        return then(list(manager.list_jobs(status="todo")))
+    tested = TestedConnection(conn, _connector(task))
+    unwanted = _as_stored(task_kwargs, tested)
+
+    def check(waiting: list[Job]) -> None:
+        __tracebackhide__ = True
+        jobs = [job for job in waiting if job.task_name == _name(task)]
+        if unwanted:
+            jobs = [job for job in jobs if job.task_kwargs == unwanted]
+        if jobs:
+            raise AssertionError(_unwanted(_name(task), jobs))
+
+    return _waiting(tested, check)
+
+
+def _connector(task: AnyTask | str) -> BaseConnector | None:
+    return None if isinstance(task, str) else getattr(task.blueprint, "connector", None)
+
+
+def _name(task: AnyTask | str) -> str:
+    return task if isinstance(task, str) else task.name
+
+
+def _as_stored(task_kwargs: dict[str, Any], tested: TestedConnection) -> Any:
+    """*task_kwargs* as the worker would get them: a tuple is a list by then."""
+    dumps, loads = tested.json_dumps or json.dumps, tested.json_loads or json.loads
+    return loads(dumps(task_kwargs))  # type: ignore[arg-type]
+
+
+def _waiting(tested: TestedConnection, then: Callable[[list[Job]], T]) -> Any:
+    __tracebackhide__ = True
 
     async def wait() -> T:
         __tracebackhide__ = True
-        return then(list(await manager.list_jobs_async(status="todo")))
+        return then(list(await JobManager(tested).list_jobs_async(status="todo")))
 
-    return wait()
+    return tested.answer(wait())
+
+
+def _unwanted(name: str, jobs: list[Job]) -> str:
+    lines = [f"jobs of {name} wait, which should not ({len(jobs)}):"]
+    for job in jobs[:_SHOWN]:
+        lines += [f"job {job.id}:", *(f"    {line}" for line in _lines(job.task_kwargs))]
+    return _shortened(lines, len(jobs))
+
+
+def _shortened(lines: list[str], count: int) -> str:
+    return "\n".join([*lines, f"and {count - _SHOWN} more"] if count > _SHOWN else lines)
 
 
 def _report(name: str, expected: Mapping[str, Any], waiting: list[Job]) -> str:
@@ -86,9 +127,7 @@ def _report(name: str, expected: Mapping[str, Any], waiting: list[Job]) -> str:
     lines = [f"no job of {name} waits with these arguments (- expected, + deferred):"]
     for job in jobs[:_SHOWN]:
         lines += [f"job {job.id}:", *_difference(expected, job.task_kwargs)]
-    if len(jobs) > _SHOWN:
-        lines.append(f"and {len(jobs) - _SHOWN} more")
-    return "\n".join(lines)
+    return _shortened(lines, len(jobs))
 
 
 def _distance(expected: Mapping[str, Any], found: Mapping[str, Any]) -> int:

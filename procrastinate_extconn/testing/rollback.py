@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
-from procrastinate.exceptions import ConnectorException
-
-from ..connector import ExternalConnector
-from ..drivers import execute_on_held
-from ..exceptions import OutsideTransaction, SyncAsyncMismatch
-from ..hookspecs import Rows
-from ..options import unwrap
+from ..exceptions import SyncAsyncMismatch
 from ..plugins import describe
-from ..sync_async import done, finish
+from ..sync_async import finish
+from .open_transaction import TestedConnection
 
 C = TypeVar("C")
+
+_MARK = "procrastinate_extconn.rolled_back"
+"""A setting of the transaction: the release of a savepoint keeps its value, a rollback does not."""
+
+_COMMITTED = (
+    "the transaction was committed inside rolled_back(), so that its rows and jobs are there to stay: let "
+    "whoever opens the transaction commit it, or use a database that is emptied after the test"
+)
+_RELEASED = (
+    "a savepoint around that of rolled_back() was released in the block, so rolled_back() can undo nothing. The "
+    "transaction is still open. A SQLAlchemy session with join_transaction_mode='create_savepoint' does so when it "
+    "commits: pass rolled_back() the connection that the session is bound to."
+)
+_ANOTHER = (
+    "the transaction was rolled back inside rolled_back(), and another one has written since, which rolled_back() "
+    "cannot undo: roll it back in the test"
+)
+_UNKNOWN = (
+    "the savepoint of rolled_back() is gone and the present transaction has failed, so it cannot be told whether the "
+    "rows and jobs of the block were committed: roll back after an error"
+)
 
 
 def rolled_back(conn: C) -> RolledBack[C]:
     """Undo at the end of the ``with`` or ``async with`` block what was done on *conn* in it.
 
-    Everything in the block stands behind a savepoint, so that *conn* itself is left as it was. A commit would get past
-    that, and fails the test, unless *conn* is closed in the block, too.
+    The block runs behind a savepoint, so the transaction around it is left as it was. A commit removes the
+    savepoint and fails the test, unless the block closes *conn* as well.
 
     :param conn: any connection that a plugin takes, in a transaction or about to begin one.
     :returns: a context manager, sync or async as *conn* is, that yields *conn*.
     :raises OutsideTransaction: on entering the block, if *conn* commits each statement by itself.
     :raises UnusableConnection: on entering it, if *conn* is closed or its transaction has failed.
-    :raises AssertionError: on leaving it, if *conn* was committed.
+    :raises AssertionError: on leaving it, if *conn* was committed, or wrote in another transaction.
     """
     return RolledBack(conn)
 
@@ -38,7 +54,9 @@ class RolledBack(Generic[C]):
 
     def __init__(self, conn: C) -> None:
         self._conn = conn
+        self._tested: TestedConnection
         self._transaction = 0
+        self._token = uuid4().hex
 
     def __enter__(self) -> C:
         finish(self._begin(is_async=False))
@@ -55,50 +73,52 @@ class RolledBack(Generic[C]):
         await self._end()
 
     async def _begin(self, *, is_async: bool) -> None:
-        description = describe(self._conn)
+        self._tested = TestedConnection(self._conn)
+        description = self._tested.description
         if description.is_async is not is_async:
             raise SyncAsyncMismatch(
                 f"rolled_back() of this {description.driver} connection is entered with "
                 f"`{'async with' if description.is_async else 'with'}`"
             )
-        outside = OutsideTransaction(
-            f"this {description.driver} connection is not in a transaction and commits each statement by itself, "
-            "so that nothing can be rolled back: open a transaction first"
+        self._transaction = await self._tested.transaction_id("nothing can be rolled back")
+        await self._tested.rows("SAVEPOINT rolled_back")
+        await self._tested.rows(
+            "SELECT set_config(%(name)s, %(value)s, true)", name=_MARK, value=self._token
         )
-        if description.state == "autocommit":
-            raise outside
-        connector = ExternalConnector(unwrap(self._conn))
-        query = "SELECT txid_current() AS xid"
-        [row] = await done(connector.run_query(query, {}, is_async=is_async))
-        self._transaction = row["xid"]
-        try:
-            await done(connector.run_query("SAVEPOINT rolled_back", {}, is_async=is_async))
-        except ConnectorException as exc:
-            if description.state == "unknown":  # to us, but not to the server
-                raise outside from exc
-            raise
 
     async def _end(self) -> None:
         if describe(self._conn).state == "closed":
             return
-        fate = "in progress"
-        with suppress(Exception):  # a transaction that has failed answers nothing, but it goes on
-            [row] = await self._send(f"SELECT txid_status({self._transaction}) AS fate")
-            fate = row["fate"]
-        if fate == "in progress":
-            try:
-                await self._send("ROLLBACK TO SAVEPOINT rolled_back")
-                await self._send("RELEASE SAVEPOINT rolled_back")
-            except Exception as exc:
-                raise AssertionError(
-                    "the transaction ended inside rolled_back(), and one that was begun since has failed, so that "
-                    "nobody can tell whether the first was committed: roll back after an error"
-                ) from exc
-        elif fate == "committed":
-            raise AssertionError(
-                "the transaction was committed inside rolled_back(), so that its rows and jobs are there to stay: let "
-                "whoever opens the transaction commit it, or use a database that is emptied after the test"
-            )
+        now = await self._look()
+        if now is None:
+            await self._undo(otherwise=_UNKNOWN)
+        elif now["fate"] == "committed":
+            raise AssertionError(_COMMITTED)
+        elif now["fate"] == "aborted":
+            if now["another"] is not None:
+                raise AssertionError(_ANOTHER)
+        elif now["is_kept"]:
+            await self._tested.send("SAVEPOINT rolled_back_end")
+            await self._undo(otherwise=_RELEASED, back_to="rolled_back_end")
+        # Else the savepoint was rolled back with one around it.
 
-    async def _send(self, query: str) -> Rows:
-        return await done(execute_on_held(unwrap(self._conn), query, {}))
+    async def _look(self) -> dict[str, Any] | None:
+        """What has become of the transaction and the savepoint; None if the present transaction has failed."""
+        try:
+            [row] = await self._tested.send(
+                f"SELECT txid_status({self._transaction}) AS fate, txid_current_if_assigned() AS another, "
+                f"coalesce(current_setting('{_MARK}', true) = '{self._token}', false) AS is_kept"
+            )
+        except Exception:  # noqa: BLE001 - each driver has its own
+            return None
+        return row
+
+    async def _undo(self, *, otherwise: str, back_to: str | None = None) -> None:
+        try:
+            await self._tested.send("ROLLBACK TO SAVEPOINT rolled_back")
+            await self._tested.send("RELEASE SAVEPOINT rolled_back")
+        except Exception as exc:
+            if back_to is not None:
+                await self._tested.send(f"ROLLBACK TO SAVEPOINT {back_to}")
+                await self._tested.send(f"RELEASE SAVEPOINT {back_to}")
+            raise AssertionError(otherwise) from exc

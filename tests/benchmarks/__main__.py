@@ -47,9 +47,9 @@ def main() -> None:
         for name, measure in measurements.ALL.items():
             if not options.only or name in options.only:
                 sys.stderr.write(f"{name} ...\n")
-                measurements.clear(dsn)
+                peers.clear(dsn)
                 measure(dsn, options.rounds, results)
-    sys.stdout.write(results.table())
+    sys.stdout.write(results.table(goals=True))
     if not options.only:
         options.output.mkdir(parents=True, exist_ok=True)
         write(results, options.output)
@@ -60,13 +60,14 @@ def write(results: Results, folder: Path) -> None:
     data = results.data()
     text = json.dumps(data, indent=2, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(results.table(), encoding="utf-8")
+    (folder / "table.md").write_text(results.table(goals=False), encoding="utf-8")
+    (folder / "goals.md").write_text(results.table(goals=True), encoding="utf-8")
     plots.draw(data, folder)
 
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Use the server that the tests would use; only, in one of ours nothing cleans up in between."""
+    """Use the server that the tests would use. In one that is started here, nothing cleans up in between."""
     if dsn := os.environ.get(VARIABLE):
         yield dsn
     else:

@@ -1,9 +1,9 @@
 """Compare two ways to do a thing, fairly, on a machine that does other things too.
 
 Neither pytest-benchmark nor pyperf fits: both time one function for a while, and then the next. What a minute does to a
-machine is then part of the result. Here the contestants take turns, each turn of one is divided by the other's of the
+machine is then part of the result. Here the contestants take turns. Each turn of one is divided by the other's of the
 same round, and the result is the median of these ratios. Client CPU (`time.process_time`) stands for the time that a
-call takes from a program, since the server's part and the kernel's scheduling would hide it in wall time.
+call takes from a program. In wall time, the server's part and the kernel's scheduling would hide it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,13 @@ class Race(NamedTuple):
         pairs = zip(self.seconds[name], self.seconds[other], strict=True)
         return statistics.median(one / two for one, two in pairs)
 
+    def divided(self, number: int) -> Race:
+        """The same for each of *number* jobs that a call makes."""
+        return Race({name: [one / number for one in all_] for name, all_ in self.seconds.items()})
+
 
 def race(turns: Mapping[str, Turn], *, rounds: int, calls: int = 1) -> Race:
-    """Let the contestants take turns, there and back: whoever is first in a round is last in the next."""
+    """Let the contestants take turns, there and back: the first in a round is the last in the next."""
     order = list(turns)
     seconds: dict[str, list[float]] = {name: [] for name in order}
     for turn in turns.values():

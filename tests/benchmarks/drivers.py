@@ -23,8 +23,8 @@ class Holder(NamedTuple):
     conn: Any
     execute: Callable[[str], Any]
     """Runs SQL without parameters."""
-    raw: Callable[[str], Callable[[str], Any]]
-    """Statement -> what runs it with a text in place of its parameter ``jobs``, and fetches the rows."""
+    raw: Callable[[str], Callable[..., Any]]
+    """Statement -> what runs it with texts for its parameters, by name, and fetches the rows."""
     loop: asyncio.AbstractEventLoop | None = None
     """Where the connection lives, if it is asynchronous: what the calls return is then awaited."""
 
@@ -32,13 +32,20 @@ class Holder(NamedTuple):
         """*value*, or what comes of awaiting it."""
         return self.loop.run_until_complete(value) if self.loop else value
 
-    def turn(self, call: Callable[[], Any], clock: Callable[[], float] = CPU) -> Turn:
-        """Calls, timed inside one transaction that is rolled back in the end."""
+    def turn(
+        self, call: Callable[[], Any], clock: Callable[[], float] = CPU, before: str = ""
+    ) -> Turn:
+        """Calls, timed inside one transaction that is rolled back in the end.
+
+        :param before: SQL that runs in the transaction first, and is not timed.
+        """
         time = self._time if self.loop is None else self._time_async
 
         def turn(calls: int) -> float:
             self.do(self.execute("BEGIN"))
             try:
+                if before:
+                    self.do(self.execute(before))
                 return time(call, calls, clock)
             finally:
                 self.do(self.execute("ROLLBACK"))
@@ -71,7 +78,7 @@ def hold_psycopg(dsn: str) -> Generator[Holder]:
         yield Holder(
             conn,
             conn.execute,
-            lambda query: lambda text: conn.execute(query, {"jobs": text}).fetchall(),
+            lambda query: lambda **texts: conn.execute(query, texts).fetchall(),
         )
 
 
@@ -82,9 +89,9 @@ def hold_psycopg_async(dsn: str) -> Generator[Holder]:
         connect = psycopg.AsyncConnection.connect
         conn = loop.run_until_complete(connect(dsn, autocommit=True))
 
-        def raw(query: str) -> Callable[[str], Any]:
-            async def run(text: str) -> Any:
-                return await (await conn.execute(query, {"jobs": text})).fetchall()
+        def raw(query: str) -> Callable[..., Any]:
+            async def run(**texts: str) -> Any:
+                return await (await conn.execute(query, texts)).fetchall()
 
             return run
 
@@ -98,9 +105,9 @@ def hold_asyncpg(dsn: str) -> Generator[Holder]:
     with closing(asyncio.new_event_loop()) as loop:
         conn = loop.run_until_complete(asyncpg.connect(dsn))
 
-        def raw(query: str) -> Callable[[str], Any]:
-            query, _ = numeric(query)
-            return lambda text: conn.fetch(query, text)
+        def raw(query: str) -> Callable[..., Any]:
+            query, names = numeric(query)
+            return lambda **texts: conn.fetch(query, *[texts[name] for name in names])
 
         yield Holder(conn, conn.execute, raw, loop)
         loop.run_until_complete(conn.close())
@@ -112,10 +119,10 @@ def hold_psycopg2(dsn: str) -> Generator[Holder]:
     with closing(psycopg2.connect(dsn)) as conn:
         conn.autocommit = True
 
-        def raw(query: str) -> Callable[[str], Any]:
-            def run(text: str) -> Any:
+        def raw(query: str) -> Callable[..., Any]:
+            def run(**texts: str) -> Any:
                 with conn.cursor() as cursor:
-                    cursor.execute(query, {"jobs": text})
+                    cursor.execute(query, texts)
                     return cursor.fetchall()
 
             return run
@@ -133,9 +140,9 @@ def hold_sqlalchemy(dsn: str, driver: str = "psycopg2") -> Generator[Holder]:
     engine = sqlalchemy.create_engine(_url(dsn, driver))
     with engine.connect() as conn:
 
-        def raw(query: str) -> Callable[[str], Any]:
+        def raw(query: str) -> Callable[..., Any]:
             clause = sqlalchemy.text(named(query))
-            return lambda text: conn.execute(clause, {"jobs": text}).fetchall()
+            return lambda **texts: conn.execute(clause, texts).fetchall()
 
         def execute(sql: str) -> None:
             (conn.begin if sql == "BEGIN" else conn.rollback)()
@@ -151,11 +158,11 @@ def hold_sqlalchemy_async(dsn: str) -> Generator[Holder]:
         engine = create_async_engine(_url(dsn, "asyncpg"))
         conn = loop.run_until_complete(engine.connect().start())
 
-        def raw(query: str) -> Callable[[str], Any]:
+        def raw(query: str) -> Callable[..., Any]:
             clause = sqlalchemy.text(named(query))
 
-            async def run(text: str) -> Any:
-                return (await conn.execute(clause, {"jobs": text})).fetchall()
+            async def run(**texts: str) -> Any:
+                return (await conn.execute(clause, texts)).fetchall()
 
             return run
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import asyncpg
+import psycopg
 import riverqueue
 from drivers import Holder
 from pgqueuer.db import AsyncpgDriver, SyncPsycopgDriver
@@ -34,6 +35,12 @@ async def create_schemas(dsn: str) -> None:
     await conn.execute(river.partition("-- name:")[0] + _RIVER_INDEXES)
     await Queries.from_asyncpg_connection(conn).install()
     await conn.close()
+
+
+def clear(dsn: str) -> None:
+    """Empty everybody's tables."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute("TRUNCATE procrastinate_jobs, river_job, pgqueuer CASCADE")
 
 
 class Peer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Procrastinate's side: the same job on a connector that the layer reaches, and on one as upstream made it."""
+"""Procrastinate's side: the same jobs with the layer, and without it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import procrastinate
+from comparing import Turn
 from procrastinate import sql
 from procrastinate.types import JobToDefer
 
 import procrastinate_extconn
 from procrastinate_extconn import wire
-from procrastinate_extconn.patching import METHODS, WITH_CONNECTION
 
 TASK = "shop.process_order"
 DEFER: str = sql.queries["defer_jobs"]
@@ -45,23 +45,24 @@ def ready_made(count: int) -> tuple[str, str]:
     return query, str(args["jobs"])
 
 
-def as_upstream_made_it(cls: type[procrastinate.BaseConnector]) -> type[Any]:
-    """A connector class with the methods that *cls* has before `install`, at the first place where Python looks."""
-    names = [name for name in (*METHODS, *WITH_CONNECTION) if hasattr(cls, name)]
-    methods = {name: getattr(cls, name) for name in names}
-    return type(f"Upstream{cls.__name__}", (cls,), methods)
-
-
-UPSTREAM = {
-    False: as_upstream_made_it(procrastinate.SyncPsycopgConnector),
-    True: as_upstream_made_it(procrastinate.PsycopgConnector),
-}
-
 procrastinate_extconn.install()
 
 
+def not_installed(turn: Turn) -> Turn:
+    """*turn* on Procrastinate as it is without the layer."""
+
+    def run(calls: int) -> float:
+        procrastinate_extconn.uninstall()
+        try:
+            return turn(calls)
+        finally:
+            procrastinate_extconn.install()
+
+    return run
+
+
 def task(connector: procrastinate.BaseConnector) -> Any:
-    """Make an app's task; its jobs go onto the connections that it is configured with."""
+    """Make an app's task."""
     app = procrastinate.App(connector=connector)
 
     @app.task(name=TASK)
@@ -71,28 +72,25 @@ def task(connector: procrastinate.BaseConnector) -> Any:
     return process_order
 
 
-NATIVE = {is_async: task(connector()) for is_async, connector in UPSTREAM.items()}
-"""Upstream's own path, by whether the connection is asynchronous."""
-
 OURS = {
     False: task(procrastinate.SyncPsycopgConnector()),
     True: task(procrastinate.PsycopgConnector()),
 }
 
 
-def without_layer(run: Callable[[str], Any]) -> dict[bool, Any]:
+def without_layer(run: Callable[..., Any]) -> dict[bool, Any]:
     """Tasks whose jobs become a text that *run* sends: less than that, no layer can do."""
 
     class Connector(procrastinate.SyncPsycopgConnector):
         def execute_query_all_with_connection(
             self, connection: object, query: str, **arguments: Any
         ) -> list[dict[str, Any]]:
-            return [{"id": row[0]} for row in run(wire.encode_jobs(arguments["jobs"]))]
+            return [{"id": row[0]} for row in run(jobs=wire.encode_jobs(arguments["jobs"]))]
 
     class AsyncConnector(procrastinate.PsycopgConnector):
         async def execute_query_all_async_with_connection(
             self, connection: object, query: str, **arguments: Any
         ) -> list[dict[str, Any]]:
-            return [{"id": row[0]} for row in await run(wire.encode_jobs(arguments["jobs"]))]
+            return [{"id": row[0]} for row in await run(jobs=wire.encode_jobs(arguments["jobs"]))]
 
     return {False: task(Connector()), True: task(AsyncConnector())}

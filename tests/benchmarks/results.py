@@ -18,16 +18,19 @@ class Row(NamedTuple):
     """Of both: s, or B."""
     figure: float
     """What the goal is about: a ratio, or a difference in *unit*."""
-    goal: float
+    goal: float | None
+    """None where the figure is only shown."""
     at_least: bool = False
-    """Whether the figure should be as high as the goal; otherwise, as low."""
+    """Whether the figure says how many times as fast, so that it should be as high as the goal; otherwise, as low."""
     is_difference: bool = False
     at_best: float | None = None
     """The figure if the layer did nothing at all, where that was measured too."""
 
     @property
-    def met(self) -> bool:
-        """Whether the goal was reached."""
+    def met(self) -> bool | None:
+        """Whether the goal was reached, if there is one."""
+        if self.goal is None:
+            return None
         return self.figure >= self.goal if self.at_least else self.figure <= self.goal
 
 
@@ -37,11 +40,8 @@ class Results:
     def __init__(self) -> None:
         self.machine: dict[str, str] = {}
         self.rows: list[Row] = []
-        self.throughput: dict[str, dict[str, float]] = {}
-        """Contestant -> batch size -> jobs a second."""
-        self.overhead: dict[str, dict[str, float]] = {}
-        """Driver -> seconds of client CPU for one job, and how often they go into it with what the layer adds, part
-        by part: JSON made of the job, the plugin in place of the driver alone, and all of the layer."""
+        self.bars: dict[str, dict[str, float]] = {}
+        """Plot -> contestant -> seconds for one job in a request, jobs a second in an import."""
 
     def data(self) -> dict[str, Any]:
         """All of it, for a file."""
@@ -49,18 +49,18 @@ class Results:
             {
                 "machine": self.machine,
                 "rows": [{**row._asdict(), "met": row.met} for row in self.rows],
-                "throughput": self.throughput,
-                "overhead": self.overhead,
+                "bars": self.bars,
             }
         )
 
-    def table(self) -> str:
-        """Make a table in Markdown."""
+    def table(self, *, goals: bool) -> str:
+        """Make a table in Markdown, with our goals or without them."""
         lines = [
-            ("what", "against", "ours", "theirs", "figure", "at best", "goal", ""),
-            ("---", "---", "---:", "---:", "---:", "---:", "---:", "---"),
+            ("what", "against", "ours", "theirs", "ours took", "goal", "reached"),
+            ("---", "---", "---:", "---:", "---", "---", "---"),
             *(_cells(row) for row in self.rows),
         ]
+        lines = lines if goals else [line[:-2] for line in lines]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "".join(
             f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |\n"
@@ -69,16 +69,20 @@ class Results:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    goal = _amount(row.goal, row.unit) if row.is_difference else f"{row.goal:g}"
+    figure, goal = (
+        "" if one is None else _amount(one, row.unit) if row.is_difference else f"{one:.2f}"
+        for one in (row.figure, row.goal)
+    )
+    unit = "times as much" if row.unit == "B" else "times as long"
+    unit = "more" if row.is_difference else "times as fast" if row.at_least else unit
     return (
         row.what,
         row.against,
         _amount(row.ours, row.unit),
         _amount(row.theirs, row.unit),
-        _amount(row.figure, row.unit) if row.is_difference else f"{row.figure:.2f}",
-        "" if row.at_best is None else f"{row.at_best:.2f}",
-        f"{'≥' if row.at_least else '≤'}{_SPACE}{goal}",
-        "met" if row.met else "missed",
+        f"{figure} {unit}",
+        goal and f"at {'least' if row.at_least else 'most'} {goal}",
+        {True: "yes", False: "no", None: ""}[row.met],
     )
 
 

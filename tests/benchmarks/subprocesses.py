@@ -44,6 +44,12 @@ def peak_memory(dsn: str, count: int) -> float:
     return float(_run(str(Path(__file__).with_name("peak_memory.py")), dsn, str(count)))
 
 
+def stream_memory(dsn: str, count: int) -> tuple[float, float]:
+    """What a process holds before a stream of *count* jobs, and at its peak."""
+    start, peak = _run(str(Path(__file__).with_name("stream_memory.py")), dsn, str(count)).split()
+    return float(start), float(peak)
+
+
 def _run(*arguments: str) -> str:
     return subprocess.run(
         [sys.executable, *arguments], check=True, capture_output=True, text=True

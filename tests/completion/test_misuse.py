@@ -48,7 +48,8 @@ async def test_a_connection_that_commits_by_itself_can_be_refused(
             with conn.transaction():
                 extconn.complete(context, conn)
 
-    job_id = await work.defer_async()
+    with extconn.standalone():
+        job_id = await work.defer_async()
     await work_off(app)
     assert watch.job(job_id)["status"] == "succeeded"
 

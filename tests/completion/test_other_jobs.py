@@ -25,6 +25,7 @@ from procrastinate.worker import Worker
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.completion import settlement
+from procrastinate_extconn.completion.decision import Message
 from procrastinate_extconn.kinds import Held, Kind
 
 
@@ -43,6 +44,7 @@ async def test_nothing_is_wrapped_without_complete_or_after_uninstall(
     extconn.uninstall()
     before = attributes()
     extconn.install()
+    installed = attributes()
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=1))
 
     @app.task(pass_context=True)
@@ -52,9 +54,9 @@ async def test_nothing_is_wrapped_without_complete_or_after_uninstall(
 
     async with app.open_async():
         await work.defer_async()
-        assert attributes() == before
+        assert attributes() == installed
         await work_off(app)
-        assert attributes() != before
+        assert attributes() != installed
     extconn.uninstall()
     assert attributes() == before
 
@@ -124,6 +126,6 @@ def test_no_argument_of_a_job_is_in_a_record_of_ours() -> None:
     handler = logging.Handler()
     handler.emit = records.append
     settlement.logger.addHandler(handler)
-    settlement._Ending(job)._log(logging.ERROR, "transaction_left_open", "was left")
+    settlement._Ending(job)._log(Message(logging.ERROR, "transaction_left_open", "was left"))
     settlement.logger.removeHandler(handler)
     assert "secret" not in str(vars(records[0]))

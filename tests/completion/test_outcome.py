@@ -17,6 +17,7 @@ from completion.tasks import (
     rolls_back_and_raises,
     rolls_back_and_returns,
     work_off,
+    write,
     write_and_complete,
     write_complete_and_commit,
 )
@@ -184,7 +185,7 @@ async def test_the_job_fails_if_its_transaction_is_rolled_back(
         assert exc_info[0] is ZeroDivisionError
     else:
         assert exc_info[0] is extconn.ExternalConnectionError
-        assert "rolled back, or never committed" in str(exc_info[1])
+        assert "or never committed" in str(exc_info[1])
 
 
 @pytest.mark.parametrize("body", [rolls_back_and_raises, rolls_back_and_returns])
@@ -247,3 +248,31 @@ async def test_the_outcome_is_logged_although_the_row_cannot_be_read(
     await define(one_of_few, rolls_back_and_raises).defer_async()
     await work_off(app)
     assert record("job_error").exc_info
+
+
+async def test_a_rollback_to_a_savepoint_undoes_the_end_of_the_job_alone(
+    app: procrastinate.App,
+    define: Callable[..., Any],
+    one_of_few: Kind,
+    watch: Watch,
+    record: Callable[[str], logging.LogRecord],
+) -> None:
+    """The job fails, and the error does not deny what the task has committed outside the savepoint."""
+
+    async def body(context: procrastinate.JobContext, held: Held, complete: Complete) -> None:
+        await write(context, held)
+        await done(held.execute("SAVEPOINT mine"))
+        await done(complete(context, held.conn))
+        await done(held.execute("ROLLBACK TO SAVEPOINT mine"))
+        await done(held.commit())
+
+    job_id = await define(one_of_few, body).defer_async()
+    await work_off(app)
+    assert watch.orders() == [job_id * 100]
+    job = watch.job(job_id)
+    assert job
+    assert (job["status"], job["attempts"]) == ("failed", 1)
+    exc_info = record("job_error").exc_info
+    assert exc_info
+    assert "savepoint" in str(exc_info[1])
+    assert "is not there" not in str(exc_info[1])

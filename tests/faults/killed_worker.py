@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import procrastinate
+from pools import POOLS
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
+from procrastinate_extconn.plugins import plugins
 
 POINTS = ("before complete", "between complete and commit", "between commit and return")
 """Where a worker can be told to kill itself."""
@@ -28,6 +31,8 @@ class Orders(NamedTuple):
     """One of `POINTS`; None leaves it to somebody else to kill it."""
     dies_in: int = 1
     """In the how-manieth job that comes to that point."""
+    pool_id: str | None = None
+    """On which pool the worker and its task both stand; None for a connector and connections of their own."""
 
     @property
     def kind(self) -> Kind:
@@ -44,9 +49,16 @@ class Worker:
         self._left = orders.dies_in
         connector = procrastinate.PsycopgConnector(conninfo=orders.dsn, min_size=1)
         self.app = procrastinate.App(connector=connector)
-        kind = orders.kind
         self.task: Any
+        if orders.pool_id:
 
+            @self.app.task(name="work", pass_context=True)
+            async def work_on_pool(context: procrastinate.JobContext) -> None:
+                await self._work_on_pool(context)
+
+            self.task = work_on_pool
+            return
+        kind = orders.kind
         if kind.is_async:
 
             @self.app.task(name="work", pass_context=True)
@@ -62,6 +74,18 @@ class Worker:
                 run(kind, orders.dsn, lambda held: self._work(context, held))
 
             self.task = work
+
+    async def _work_on_pool(self, context: procrastinate.JobContext) -> None:
+        if self._started:
+            self._started.send(context.job.id)
+        async with plugins().connect(self._pool) as conn:
+            insert = f"INSERT INTO effects (job_id) VALUES ({context.job.id})"
+            await extconn.ExternalConnector(conn).execute_query_async(insert)
+            self._come_to("before complete")
+            if self._orders.completes:
+                await extconn.complete_async(context, conn)
+            self._come_to("between complete and commit")
+        self._come_to("between commit and return")
 
     async def _work(self, context: procrastinate.JobContext, held: Held) -> None:
         if self._started:
@@ -86,7 +110,13 @@ class Worker:
 
         Before Python 3.12 a worker may wait for ever, at its end, for a heartbeat that was cancelled as it came.
         """
-        async with self.app.open_async():
+        async with contextlib.AsyncExitStack() as stack:
+            if self._orders.pool_id:
+                [pool] = [one for one in POOLS if one.id == self._orders.pool_id]
+                self._pool = await stack.enter_async_context(pool.open(self._orders.dsn, 5))
+                stack.enter_context(self.app.replace_connector(extconn.PoolConnector(self._pool)))
+            else:
+                await stack.enter_async_context(self.app.open_async())
             await self.app.run_worker_async(
                 concurrency=3,
                 wait=wait,

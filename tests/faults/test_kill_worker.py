@@ -36,6 +36,9 @@ KINDS = (
     "sqlalchemy-async-session-asyncpg",
 )
 
+POOLS = ("asyncpg", "sqlalchemy-asyncpg", "sqlalchemy-psycopg")
+"""Workers that share a pool with their tasks."""
+
 _AUDIT = """
 SELECT
     count(*),
@@ -142,8 +145,9 @@ class Trials:
 
     def __str__(self) -> str:
         killed = ", ".join(f"{count} {point}" for point, count in sorted(self.kills.items()))
+        where = self._orders.pool_id or self._orders.kind_id
         return (
-            f"{self._orders.kind_id}, {'with' if self._orders.completes else 'without'} complete, seed {SEED}: "
+            f"{where}, {'with' if self._orders.completes else 'without'} complete, seed {SEED}: "
             f"{self.kills.total()} workers killed ({killed}); {self.jobs} jobs, {self.retried} of them run again; "
             f"{self.duplicates} effects twice, {self.lost} never"
         )
@@ -184,6 +188,25 @@ def test_each_effect_is_there_exactly_once(run: Callable[..., Trials]) -> None:
     assert (trials.duplicates, trials.lost) == (0, 0)
     assert trials.succeeded == trials.events == trials.jobs
     assert trials.retried
+
+
+@pytest.mark.parametrize("pool_id", POOLS)
+def test_each_effect_is_there_exactly_once_on_a_pool(
+    pool_id: str,
+    dsn: str,
+    rng: random.Random,
+    sized: Callable[[int, int], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same, for a worker and tasks on one pool."""
+    pytest.importorskip("asyncpg")
+    orders = Orders(dsn, pool_id, True, pool_id=pool_id)
+    trials = Trials(orders, sized(5, 150), rng)
+    trials.run()
+    with capsys.disabled():
+        print(f"\non the pool {trials}")  # noqa: T201 - figures are what these tests are for
+    assert (trials.duplicates, trials.lost) == (0, 0)
+    assert trials.succeeded == trials.events == trials.jobs
 
 
 @pytest.mark.parametrize("kind_id", KINDS if LONG else KINDS[:1], indirect=True)

@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import procrastinate_extconn as extconn
 
-# A job that is deferred outside a transaction is an error here, not a surprise.
+# A job outside a transaction is an error here, and so is a job whose connection was forgotten.
 extconn.install(outside_transaction="error")
 
 engine = create_async_engine("postgresql+psycopg://")

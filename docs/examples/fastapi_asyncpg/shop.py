@@ -19,7 +19,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 
 import procrastinate_extconn as extconn
 
-# A job that is deferred outside a transaction is an error here, not a surprise.
+# A job outside a transaction is an error here, and so is a job whose connection was forgotten.
 extconn.install(outside_transaction="error")
 
 queue = procrastinate.App(connector=procrastinate.PsycopgConnector())

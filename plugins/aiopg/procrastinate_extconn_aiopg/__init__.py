@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, rows
-from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
+from procrastinate_extconn.exceptions import ExternalConnectionError
+from procrastinate_extconn.hookspecs import Description, Kind, Listener, Rows, Value, hookimpl
 
 _CONNECTION = Classes[bool](
     {
@@ -58,10 +59,56 @@ def connect_external(pool: Any) -> AbstractAsyncContextManager[object] | None:
     return _lend(pool) if _POOL.find(pool) else None
 
 
+def _require_open(pool: Any) -> None:
+    if pool.closed or getattr(pool, "_closing", False):
+        raise ExternalConnectionError(
+            "this aiopg.Pool is closed: make one with `async with aiopg.create_pool(...) as pool: ...`"
+        )
+
+
 @asynccontextmanager
 async def _lend(pool: Any) -> AsyncGenerator[object]:
+    _require_open(pool)
     async with pool.acquire() as conn, conn.cursor() as cursor, cursor.begin():
         yield conn
+
+
+@hookimpl
+def listen_external(
+    pool: Any, channels: Sequence[str]
+) -> AbstractAsyncContextManager[Listener] | None:
+    return _listen(pool, channels) if _POOL.find(pool) else None
+
+
+@asynccontextmanager
+async def _listen(pool: Any, channels: Sequence[str]) -> AsyncGenerator[Listener, None]:
+    _require_open(pool)
+    async with pool.acquire() as conn:
+        try:
+            async with conn.cursor() as cursor:
+                for channel in channels:
+                    quoted = channel.replace('"', '""')
+                    await cursor.execute(f'LISTEN "{quoted}"')
+            yield Listener(conn, _Received(conn), pool.maxsize or None)
+            async with conn.cursor() as cursor:
+                await cursor.execute("UNLISTEN *")
+        except BaseException:
+            await conn.close()
+            raise
+
+
+class _Received:
+    """The notifications of a connection. aiopg reads them by itself, and raises where the connection is closed."""
+
+    def __init__(self, conn: Any) -> None:
+        self._notifies = conn.notifies
+
+    def __aiter__(self) -> _Received:
+        return self
+
+    async def __anext__(self) -> tuple[str, str]:
+        notify = await self._notifies.get()
+        return notify.channel, notify.payload
 
 
 @hookimpl

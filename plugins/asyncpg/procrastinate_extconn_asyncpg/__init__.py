@@ -9,8 +9,17 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from procrastinate_extconn.drivers import Classes, Refusal, numeric
-from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
+from procrastinate_extconn.drivers import Classes, Notifications, Refusal, numeric
+from procrastinate_extconn.exceptions import ExternalConnectionError
+from procrastinate_extconn.hookspecs import (
+    Description,
+    Kind,
+    Listener,
+    Rows,
+    State,
+    Value,
+    hookimpl,
+)
 
 _WHERE_IT_CAME_FROM = Refusal("configure(connection=conn)  # the connection that made it")
 _CONNECTION = Classes[bool](
@@ -65,10 +74,50 @@ def connect_external(pool: Any) -> AbstractAsyncContextManager[Any] | None:
     return _connect(pool) if _POOL.find(pool) else None
 
 
+def _require_open(pool: Any) -> None:
+    if pool.is_closing() or not getattr(pool, "_initialized", True):
+        raise ExternalConnectionError(
+            "this asyncpg.Pool is not open, or closed again: open it with `await pool`, or make it with "
+            "`async with asyncpg.create_pool(...) as pool: ...`"
+        )
+
+
 @contextlib.asynccontextmanager
 async def _connect(pool: Any) -> AsyncGenerator[Any, None]:
+    _require_open(pool)
     async with pool.acquire() as conn, conn.transaction():
         yield conn
+
+
+@hookimpl
+def listen_external(
+    pool: Any, channels: Sequence[str]
+) -> AbstractAsyncContextManager[Listener] | None:
+    return _listen(pool, channels) if _POOL.find(pool) else None
+
+
+@contextlib.asynccontextmanager
+async def _listen(pool: Any, channels: Sequence[str]) -> AsyncGenerator[Listener, None]:
+    _require_open(pool)
+    received = Notifications()
+
+    def handle(conn: object, pid: int, channel: str, payload: str) -> None:
+        received.put(channel, payload)
+
+    async with pool.acquire() as conn:
+        try:
+            conn.add_termination_listener(received.end)
+            for channel in channels:
+                await conn.add_listener(channel, handle)
+            yield Listener(conn, received, pool.get_max_size())
+            conn.remove_termination_listener(received.end)
+            for channel in channels:
+                await conn.remove_listener(channel, handle)
+        except BaseException:
+            conn.terminate()
+            raise
+        finally:
+            received.end()
 
 
 # A person's codec for `text` is asyncpg's for enums as well, and may make anything of both. Text then travels as

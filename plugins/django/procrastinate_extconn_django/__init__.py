@@ -50,12 +50,16 @@ def _state(conn: Any) -> State:
     if conn.vendor != "postgresql":
         return _state_by_django(conn)
     held = conn.connection
-    if conn.closed_in_transaction or (held is not None and held.closed):
+    if conn.closed_in_transaction:
         return "closed"
     if conn.needs_rollback:
         return "failed"
     if held is None:  # Django connects at the first statement.
         return "autocommit" if conn.settings_dict["AUTOCOMMIT"] else "idle"
+    if (
+        held.closed
+    ):  # Django finds that with the next statement, and connects anew for the next request.
+        return _state_by_django(conn)
     state = libpq_state(held, held.info.transaction_status)
     return "in_transaction" if conn.in_atomic_block and state == "idle" else state
 

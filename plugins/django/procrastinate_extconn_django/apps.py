@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import Any, get_args
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core import checks
 from django.db import connections
 
 from procrastinate_extconn import install
 from procrastinate_extconn.options import OutsideMode
+from procrastinate_extconn.own_work import own_work, within
+from procrastinate_extconn.replacing import replace
 
+_PROCRASTINATE = "procrastinate.contrib.django"
 SETTING = "PROCRASTINATE_EXTCONN"
-KEY = "OUTSIDE_TRANSACTION"
+KEYS = ("OUTSIDE_TRANSACTION", "WITHOUT_CONNECTION")
 
 
 class ProcrastinateExtconnConfig(AppConfig):  # type: ignore[misc]
@@ -30,7 +35,24 @@ class ProcrastinateExtconnConfig(AppConfig):  # type: ignore[misc]
         checks.register(check_setting)
         checks.register(check_databases)
         given = {} if check_setting() else getattr(settings, SETTING, {})
-        install(outside_transaction=given.get(KEY))
+        install(**{key.lower(): given.get(key) for key in KEYS})
+        if apps.is_installed("django.contrib.admin") and apps.is_installed(_PROCRASTINATE):
+            _recognise_admin()
+
+
+def _recognise_admin() -> None:
+    """The actions of Procrastinate's own pages in Django's admin are its own work, those of a subclass are not."""
+    admin = importlib.import_module(f"{_PROCRASTINATE}.admin")
+    get_action = admin.ProcrastinateJobAdmin.get_action
+
+    @functools.wraps(get_action)
+    def marked(self: Any, action: Any) -> Any:
+        found = get_action(self, action)
+        if found is None or found[0].__module__ != admin.__name__:
+            return found
+        return within(own_work, found[0]), *found[1:]
+
+    replace(admin.ProcrastinateJobAdmin, "get_action", marked, __name__)
 
 
 def check_setting(**kwargs: Any) -> list[checks.CheckMessage]:
@@ -38,16 +60,17 @@ def check_setting(**kwargs: Any) -> list[checks.CheckMessage]:
     given = getattr(settings, SETTING, {})
     if not isinstance(given, dict):
         return [_error("E001", f"{SETTING} should be a dict, got {type(given).__name__}.")]
-    errors = [_error("E002", f"{SETTING} has no key {key!r}.") for key in given if key != KEY]
-    if KEY in given and given[KEY] not in get_args(OutsideMode):
-        errors.append(_error("E003", f"{SETTING}[{KEY!r}] has no value {given[KEY]!r}."))
+    errors = [_error("E002", f"{SETTING} has no key {key!r}.") for key in given if key not in KEYS]
+    for key in KEYS:
+        if key in given and given[key] not in get_args(OutsideMode):
+            errors.append(_error("E003", f"{SETTING}[{key!r}] has no value {given[key]!r}.", key))
     return errors
 
 
-def _error(number: str, text: str) -> checks.CheckMessage:
+def _error(number: str, text: str, key: str = KEYS[0]) -> checks.CheckMessage:
     modes = " or ".join(f'"{mode}"' for mode in get_args(OutsideMode))
     return checks.Error(
-        text, hint=f'{SETTING} = {{"{KEY}": {modes}}}', id=f"procrastinate_extconn.{number}"
+        text, hint=f'{SETTING} = {{"{key}": {modes}}}', id=f"procrastinate_extconn.{number}"
     )
 
 

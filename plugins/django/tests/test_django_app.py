@@ -89,6 +89,8 @@ def test_check_command(tmp_path: Path) -> None:
         ({"OUTSIDE_TRANSACTION": "allow"}, []),
         ({"OUTSIDE_TRANSACTION": "warn"}, []),
         ({"OUTSIDE_TRANSACTION": "error"}, []),
+        ({"WITHOUT_CONNECTION": "error"}, []),
+        ({"OUTSIDE_TRANSACTION": "error", "WITHOUT_CONNECTION": "eror"}, ["E003"]),
         ("error", ["E001"]),
         ({"OUTSIDE": "error"}, ["E002"]),
         ({"OUTSIDE_TRANSACTION": None}, ["E003"]),

@@ -242,6 +242,21 @@ def test_django_connector(connection: Any, database: Database) -> None:
     assert orders(database) == [1]
 
 
+def test_defer_many_on_django_connector(connection: Any, database: Database) -> None:
+    """A stream on Procrastinate's Django connector joins atomic(): what was deferred before an error is undone."""
+    ship = procrastinate.App(connector=DjangoConnector(alias="default")).configure_task("ship")
+
+    def place(error: bool) -> None:
+        with transaction.atomic():
+            assert extconn.defer_many(ship, [{"order": 1}, {"order": 2}], chunk_size=1) == 2
+            assert not error
+
+    place(error=False)
+    with pytest.raises(AssertionError):
+        place(error=True)
+    assert orders(database) == [1, 2]
+
+
 async def test_async(connection: Any, database: Database, ship: Any) -> None:
     """In a coroutine the connection is refused, and in a thread of Django's making it works."""
     with pytest.raises(extconn.SyncAsyncMismatch, match=r"defer\(\)"):

@@ -89,6 +89,8 @@ def _state(database: Any) -> State:
     if database.is_closed():
         return "autocommit" if database.autoconnect else "closed"
     held = database.connection()
+    if held.closed:  # Peewee finds that with the next statement, and may connect anew.
+        return "in_transaction" if database.in_transaction() else "autocommit"
     return libpq_state(held, held.info.transaction_status)
 
 

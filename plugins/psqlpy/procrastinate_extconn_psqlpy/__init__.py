@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from procrastinate_extconn.drivers import Classes, Refusal, numeric
+from procrastinate_extconn.drivers import Classes, Notifications, Refusal, numeric
 from procrastinate_extconn.hookspecs import (
     Description,
     Diagnostic,
     Kind,
+    Listener,
     Rows,
     State,
     Value,
@@ -105,6 +106,7 @@ _SQLSTATES = {
     "in a read-only transaction$": "25006",
     "^could not serialize access": "40001",
     "^deadlock detected": "40P01",
+    "^canceling statement due to lock timeout": "55P03",
     "^permission denied": "42501",
     '^relation ".*" does not exist': "42P01",
     "^function .* does not exist": "42883",
@@ -135,6 +137,20 @@ def connect_external(pool: Any) -> AbstractAsyncContextManager[Any] | None:
 async def _connect(pool: ConnectionPool) -> AsyncGenerator[Transaction, None]:
     async with pool.acquire() as conn, conn.transaction() as transaction:
         yield transaction
+
+
+@hookimpl
+def listen_external(
+    pool: Any, channels: Sequence[str]
+) -> AbstractAsyncContextManager[Listener] | None:
+    # psqlpy listens on connections that are not of a pool, so a connection of one is only held.
+    return _hold(pool) if _POOL.find(pool) and not channels else None
+
+
+@contextlib.asynccontextmanager
+async def _hold(pool: ConnectionPool) -> AsyncGenerator[Listener, None]:
+    async with pool.acquire() as conn:
+        yield Listener(conn, Notifications(), pool.status().max_size)
 
 
 @hookimpl

@@ -54,7 +54,7 @@ def doctor(dsn: str, as_json: bool) -> None:
 
 def _examine(dsn: str) -> Iterator[Finding]:
     address = ServerAddress.from_option(dsn)
-    yield interface()
+    yield from interface()
     yield from plugin_findings()
     try:
         with psycopg.connect(address.dsn, autocommit=True, prepare_threshold=None) as conn:

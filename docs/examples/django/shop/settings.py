@@ -14,7 +14,7 @@ INSTALLED_APPS = [
     "shop",
 ]
 
-# A job that is deferred outside a transaction is an error here, not a surprise.
+# A job outside a transaction is an error here, and so is a job whose connection was forgotten.
 PROCRASTINATE_EXTCONN = {"OUTSIDE_TRANSACTION": "error"}
 
 DATABASES = {

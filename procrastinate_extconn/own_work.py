@@ -1,0 +1,102 @@
+"""Procrastinate's own work, told from an application's calls: a worker's, the command line's, the shell's.
+
+The same query can come from either, so the context decides. A task is an application like any other: its worker hands
+it neither the mark nor a `standalone` block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from typing import Any
+
+from . import ambient, replacing
+
+_is_own: ContextVar[bool] = ContextVar("procrastinate_extconn_own_work", default=False)
+
+
+def is_own_work() -> bool:
+    """Whether Procrastinate itself makes this call."""
+    return _is_own.get()
+
+
+@contextlib.contextmanager
+def own_work() -> Generator[None]:
+    """Mark the calls inside as Procrastinate's own."""
+    with _set(True):
+        yield
+
+
+@contextlib.contextmanager
+def _an_application() -> Generator[None]:
+    with _set(False), ambient.cleared():
+        yield
+
+
+@contextlib.contextmanager
+def _set(value: bool) -> Generator[None]:
+    token = _is_own.set(value)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # a coroutine that is closed in another context
+            _is_own.reset(token)
+
+
+def within(block: Callable[[], AbstractContextManager[None]], function: Any) -> Any:
+    """*function*, sync or async, which then runs inside ``with block():``."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            with block():
+                return await function(*args, **kwargs)
+
+        return run_async
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return function(*args, **kwargs)
+
+    return run
+
+
+_JOBS = {"_process_job": _an_application, "_persist_job_status": own_work}
+"""The methods of a worker that run a job: its task and middlewares, and then what becomes of it."""
+
+_ENTRIES = {
+    ("worker", "Worker"): {"run": own_work, **_JOBS},
+    ("shell", "ProcrastinateShell"): {"onecmd": own_work},
+    ("cli", ""): {"execute_command": own_work},
+}
+"""Where Procrastinate's own work begins and ends, by module, class and function."""
+
+
+def recognise() -> None:
+    """Mark Procrastinate's own work from now on, until `uninstall`."""
+    absent = missing()
+    for owner, name, block in _entries():
+        # A worker must never be hindered. Without both methods it cannot be told from its tasks.
+        if not (name in _JOBS and absent & _JOBS.keys()):
+            replacing.wrap(owner, name, functools.partial(within, block), __name__)
+    builtin = importlib.import_module("procrastinate.builtin_tasks").builtin
+    for task in set(builtin.tasks.values()):
+        replacing.wrap(task, "func", functools.partial(within, own_work), __name__)
+
+
+def missing() -> set[str]:
+    """The names that this version of Procrastinate lacks."""
+    return {name for owner, name, _ in _entries() if not hasattr(owner, name)}
+
+
+def _entries() -> Iterator[tuple[Any, str, Callable[[], AbstractContextManager[None]]]]:
+    for (module, cls), functions in _ENTRIES.items():
+        owner = importlib.import_module(f"procrastinate.{module}")
+        for name, block in functions.items():
+            yield (getattr(owner, cls) if cls else owner), name, block

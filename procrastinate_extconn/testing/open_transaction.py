@@ -1,0 +1,83 @@
+"""What the test helpers share: queries on the connection of a test, sync or async as it is, and its transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+
+from procrastinate.connector import BaseConnector
+
+from ..connector import ExternalConnector
+from ..drivers import execute_on_held
+from ..exceptions import OutsideTransaction
+from ..hookspecs import Description, Rows
+from ..options import unwrap
+from ..plugins import describe
+from ..sync_async import done, finish
+
+T = TypeVar("T")
+
+
+class TestedConnection(ExternalConnector):
+    """A connector whose async methods also serve a sync connection, where `answer` drives them.
+
+    :param app_connector: reads and writes JSON; the defaults are used if None.
+    """
+
+    __test__ = False
+
+    def __init__(self, conn: object, app_connector: BaseConnector | None = None) -> None:
+        super().__init__(unwrap(conn), json_dumps=_json(app_connector, "dumps"))
+        self.json_loads = _json(app_connector, "loads")
+        self.description: Description = describe(conn)
+
+    def run_query(
+        self,
+        query: str,
+        arguments: dict[str, Any],
+        *,
+        is_async: bool | None = None,
+        connection: object = None,
+    ) -> Rows | Awaitable[Rows]:
+        return super().run_query(
+            query, arguments, is_async=self.description.is_async, connection=connection
+        )
+
+    def answer(self, coroutine: Coroutine[Any, Any, T]) -> Any:
+        """The result of *coroutine*, which uses this connector; for an async connection *coroutine* itself."""
+        __tracebackhide__ = True
+        return coroutine if self.description.is_async else finish(coroutine)
+
+    async def rows(self, query: str, **arguments: Any) -> Rows:
+        """Run *query*, with the errors of every other call."""
+        return await done(self.run_query(query, arguments))
+
+    async def send(self, query: str) -> Rows:
+        """Run *query* in any state of the connection, with the driver's own errors."""
+        return await done(execute_on_held(self._conn, query, {}))
+
+    async def transaction_id(self, purpose: str) -> int:
+        """The id of the open transaction. One begins if the connection is about to begin one.
+
+        :param purpose: why a transaction is needed, for the error.
+        :raises OutsideTransaction: if each statement commits by itself.
+        """
+        ids = []
+        if self.description.state != "autocommit":
+            # Only two statements show whether both are in one transaction, if the driver does not tell.
+            for _ in range(2 if self.description.state == "unknown" else 1):
+                [row] = await self.rows("SELECT txid_current() AS id")
+                ids.append(row["id"])
+        if len(set(ids)) == 1:
+            return int(ids[0])
+        begin = self.description.begin
+        raise OutsideTransaction(
+            f"this {self.description.driver} connection is not in a transaction and commits each statement by itself, "
+            f"so {purpose}: open a transaction first" + (f" with `{begin}`" if begin else "")
+        )
+
+
+def _json(app_connector: BaseConnector | None, name: str) -> Any:
+    return getattr(app_connector, f"_json_{name}", None) or getattr(
+        app_connector, f"json_{name}", None
+    )
