@@ -90,8 +90,8 @@ class _Stream:
     def _common_record(self) -> str | None:
         """What the jobs have in common, as JSON; None where `JobDeferrer.batch_defer` has to do.
 
-        That deals with a queueing lock, which all of them would share, and with ``savepoint=True``.
-        `InMemoryConnector`, and a connector that a person wrote, may know no other queries than Procrastinate's.
+        That deals with a queueing lock, which all of them would share, and with ``savepoint=True``. InMemoryConnector,
+        and a connector that a person wrote, may know no other queries than Procrastinate's.
         """
         job = self._deferrer.job
         encode = getattr(self._deferrer.job_manager, "_defer_jobs_query_kwargs", None)
@@ -128,7 +128,7 @@ class _Stream:
             if self._is_async:
                 defer = self._deferrer.batch_defer_async
             return len(await done(defer(*jobs)))
-        # Procrastinate's psycopg connectors keep it in a private attribute, its others in a public one.
+        # Some of Procrastinate's connectors keep it in a private attribute, the others in a public one.
         dumps = getattr(self._connector, "_json_dumps", None) or self._connector.json_dumps
         text = wire.encode_rows(jobs, dumps)
         [row] = await done(self._execute(query=DEFER_ROWS, common=self._common, rows=text))
@@ -150,7 +150,7 @@ class _Stream:
         try:
             connection = self._target()
             if connection is None:
-                return "are committed, unless the app's connector takes part in a transaction (Django's does)"
+                return "are committed, unless the app's connector takes part in a transaction"
             description = plugins().describe(unwrap(connection))
         except ExternalConnectionError:
             description = None

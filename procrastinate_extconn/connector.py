@@ -87,7 +87,7 @@ class ExternalConnector(OneBodyConnector):
         rows = conflicts.execute(conn, query, arguments, options.on_conflict)
         return rows if is_async else finish(rows)
 
-    # An error is raised outside of the `except` so that the driver's own is its cause alone: SQLAlchemy's wrapper, that
+    # An error is raised outside of the `except` so that the driver's own is its cause alone: a wrapper's, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
 
     def _send(
@@ -103,13 +103,13 @@ class ExternalConnector(OneBodyConnector):
                 if is_async:
                     self._at_once()
                 return self._decoded(result, query)
-            if is_async:
+            if not inspect.isawaitable(result):
+                error = self._fault(result, "rows")
+            elif is_async:
                 return self._receive(result, query, arguments)
-            if inspect.isawaitable(result):
+            else:
                 discard(result)
                 error = self._mismatch(is_async=is_async)
-            else:
-                error = self._fault(result, "rows")
         try:
             raise error
         finally:

@@ -56,8 +56,9 @@ def _from_plugin(error: BaseException) -> Diagnostic | None:
     try:
         return plugins().read_error(error)
     except Exception as exc:  # noqa: BLE001 - the driver's error matters more than the plugin's
+        asked = " or ".join(plugins().names("read_external_error"))
         warnings.warn(
-            f"a plugin failed in read_external_error: {type(exc).__name__}: {exc}",
+            f"the plugin {asked} failed in read_external_error: {type(exc).__name__}: {exc}",
             PluginWarning,
             stacklevel=2,
         )

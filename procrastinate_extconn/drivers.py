@@ -104,9 +104,9 @@ _TRANSACTION: Mapping[int, State] = {2: "in_transaction", 3: "failed"}
 
 
 def libpq_state(conn: Any, status: int) -> State:
-    """The state of a psycopg or psycopg2 connection.
+    """The state of a connection of a driver that stands on libpq.
 
-    :param conn: anything with their ``closed`` and ``autocommit``.
+    :param conn: anything with ``closed`` and ``autocommit``.
     :param status: libpq's ``PQtransactionStatus``, such as ``conn.info.transaction_status``.
     """
     if status in _TRANSACTION:  # Of a connection that is closed or lost, libpq says neither.
@@ -116,7 +116,7 @@ def libpq_state(conn: Any, status: int) -> State:
     if status == 0:
         return "autocommit" if conn.autocommit else "idle"
     if status == 1:  # A statement is on its way, as in a pipeline, and so may a BEGIN be.
-        in_block = getattr(conn, "_num_transactions", 0)  # psycopg's `transaction()`
+        in_block = getattr(conn, "_num_transactions", 0)  # a block that counts its levels
         return "in_transaction" if in_block or not conn.autocommit else "unknown"
     return "closed"
 

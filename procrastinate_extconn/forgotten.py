@@ -42,7 +42,7 @@ def judge(
     begin = None
     joined: Any = getattr(connector, "connection", None)
     if hasattr(joined, "in_atomic_block"):
-        # Procrastinate's connector for Django runs on the connection of the thread in which its sync method is called.
+        # A connector may run on the connection of the thread in which its sync method is called.
         description = None if is_async else plugins().describe(joined)
         if is_async or joined.in_atomic_block or (description and description.state in READY):
             return False

@@ -14,7 +14,7 @@ from .exceptions import (
 )
 from .fallback import type_name
 from .hookspecs import Description, State
-from .options import OutsideMode
+from .options import OutsideMode, unwrap
 from .plugins import plugins
 from .queries import writes
 
@@ -39,7 +39,7 @@ def require_postgresql(conn: object, description: Description) -> None:
     if description.dialect != "postgresql":
         raise UnsupportedConnection(
             f"procrastinate-extconn does not support external connections to {description.dialect}: this "
-            f"{type_name(type(conn))} is not bound to PostgreSQL. Use one that is bound to the database with "
+            f"{type_name(type(unwrap(conn)))} is not bound to PostgreSQL. Use one that is bound to the database with "
             'Procrastinate\'s schema, or an outbox: see "Rows in another database" in the documentation.'
         )
 

@@ -33,7 +33,7 @@ class Description(NamedTuple):
     """What is known of an external connection without asking the server."""
 
     driver: str
-    """The driver that talks to the server, as its own project spells it: ``"psycopg"``, ``"asyncpg"``."""
+    """The driver that talks to the server, as its own project spells it."""
     plugin: str
     """The plugin that takes the connection."""
     is_async: bool
@@ -44,7 +44,7 @@ class Description(NamedTuple):
     begin: str | None = None
     """The line of code that opens a transaction on this connection. `OutsideTransaction` shows it."""
     dialect: str = "postgresql"
-    """The database, by SQLAlchemy's name for it. A connection to any other than PostgreSQL is refused."""
+    """The database: ``"postgresql"``, ``"sqlite"``. A connection to any other than PostgreSQL is refused."""
 
 
 class Diagnostic(NamedTuple):
@@ -55,7 +55,7 @@ class Diagnostic(NamedTuple):
     message: str | None = None
     """The primary message, without DETAIL, HINT and CONTEXT."""
     detail: str | None = None
-    """The DETAIL line. It may quote values, so it appears in no text of ours."""
+    """The DETAIL line. It may quote values, so no error of this project shows it."""
     constraint: str | None = None
     """The name of the constraint that was violated."""
 
@@ -90,7 +90,7 @@ class Kind(NamedTuple):
     """A way to hold a connection in a transaction."""
 
     id: str
-    """A short name, such as ``"asyncpg-pool"``."""
+    """A short name, such as ``"mydriver-pool"``."""
     plugin: str
     """The plugin that takes the connection."""
     requires: tuple[str, ...]
@@ -184,10 +184,15 @@ def listen_external(
 def read_external_error(error: BaseException) -> Diagnostic | None:
     """Read what the server said from an exception of your driver.
 
-    Optional. Asked for each exception in the chain of causes, so decide by its class. Without it these attributes
-    are read: ``sqlstate`` or ``pgcode``; ``diag.message_primary`` or ``message``; ``diag.message_detail`` or
-    ``detail``; ``diag.constraint_name`` or ``constraint_name``; and a dict of the protocol's one-letter fields in
-    ``args[0]``. A fact that is None is then looked for in the error's text.
+    Optional. Asked for each exception in the chain of causes, so decide by its class. Without it, these attributes
+    are read, or a dict of the protocol's one-letter fields in ``args[0]``:
+
+    - ``sqlstate`` or ``pgcode``
+    - ``diag.message_primary`` or ``message``
+    - ``diag.message_detail`` or ``detail``
+    - ``diag.constraint_name`` or ``constraint_name``
+
+    A fact that is None is then looked for in the error's text.
 
     :param error: the driver's exception, or one that it wraps.
     :returns: what the server said, or None if *error* is not of your driver.
@@ -198,8 +203,8 @@ def read_external_error(error: BaseException) -> Diagnostic | None:
 def external_kinds() -> Sequence[Kind]:  # type: ignore[empty-body]
     """Name the ways to hold a connection of your driver.
 
-    Optional. Every plugin is asked. The demo, the doctor, the contract kit and our tests open each kind. Import the
-    driver, and the module that opens connections, inside this function.
+    Optional. Every plugin is asked. The demo, the doctor and the contract kit open each kind. Import the driver, or a
+    module that does so, inside this function.
 
-    :returns: `Kind` tuples. Import that class from `procrastinate_extconn.kinds`, inside this function.
+    :returns: `Kind` tuples. That class is in ``procrastinate_extconn.kinds``.
     """

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import closing
 from typing import Any, TypeVar
 
+from .builtin.dsn import address_of
 from .drivers import rows
 from .hookspecs import Held, Kind
 from .plugins import plugins
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 
 def all_kinds() -> tuple[Kind, ...]:
-    """Every kind of connection that the installed plugins name. `Kind.missing` says what this machine lacks."""
+    """Every kind of connection that the installed plugins name. ``missing()`` of each says what this machine lacks."""
     return plugins().kinds()
 
 
@@ -45,27 +46,6 @@ def run(kind: Kind, dsn: str, body: Callable[[Held], Coroutine[Any, Any, T]]) ->
             return await kind.call(body, held)
 
     return asyncio.run(main())
-
-
-def address_of(dsn: str) -> dict[str, Any]:
-    """The parts of *dsn* by the names that most drivers use: host, port, user, password, database."""
-    from psycopg.conninfo import conninfo_to_dict
-    from psycopg.pq import Conninfo
-
-    defaults = {
-        option.keyword.decode(): option.val.decode()
-        for option in Conninfo.get_defaults()
-        if option.val
-    }
-    found: dict[str, Any] = {"host": "localhost", "password": None, **defaults}
-    found.update(conninfo_to_dict(dsn))
-    return {
-        "host": found["host"],
-        "port": int(found["port"]),
-        "user": found["user"],
-        "password": found["password"],
-        "database": found.get("dbname") or found["user"],
-    }
 
 
 def dbapi(conn: Any) -> Held:

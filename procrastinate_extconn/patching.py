@@ -285,7 +285,7 @@ def _external_connector() -> type[ExternalConnector]:
 def _external(connector: Any, connection: object) -> ExternalConnector:
     return _external_connector()(
         connection,
-        # Procrastinate's psycopg connectors keep them in private attributes, its others in public ones.
+        # Some of Procrastinate's connectors keep them in private attributes, the others in public ones.
         json_dumps=getattr(connector, "_json_dumps", None) or connector.json_dumps,
         json_loads=getattr(connector, "_json_loads", None) or connector.json_loads,
         outside_transaction=layer.mode_of(connector),

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import pluggy
 
-from . import fallback, hookspecs
+from . import builtin, fallback, hookspecs
 from .exceptions import PluginWarning
 from .hook_caller import HookCaller
 from .hookspecs import PROJECT_NAME, Description, Diagnostic, Kind
 from .options import unwrap
 
-BUILT_IN = ("psycopg", "sqlalchemy")
+BUILT_IN = builtin.NAMES
 _FALLBACK = "fallback"
 
 
@@ -175,7 +175,7 @@ class Plugins:
             named: list[Kind] = []
             for one in self._manager.hook.external_kinds.get_hookimpls():
                 try:
-                    found: list[object] = [*one.function()]  # type: ignore[misc]
+                    found: list[object] = list(one.function())  # type: ignore[call-overload]
                     if not all(isinstance(kind, Kind) for kind in found):
                         raise TypeError("not all of what it returned are Kind tuples")
                 # Whatever is wrong with one plugin, the kinds of the others are shown.

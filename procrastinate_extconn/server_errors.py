@@ -121,12 +121,12 @@ def _fate(error: ServerError, state: State, kept: bool) -> str | None:
         return _GONE
     if state in ("idle", "autocommit") or error.sqlstate in _TOLD_BY_ADVICE:
         return None
-    # Drivers encode before they send; Django gives the transaction up all the same.
+    # Drivers encode before they send. A wrapper may give the transaction up all the same.
     if kept or (state != "failed" and _is_unencodable(error)):
         return _KEPT
     if state == "unknown":
         return _FAILED_IF_ANY if error.message else None
-    # Not every driver notices: asyncpg still says that it is in a transaction.
+    # Not every driver notices: one may still say that it is in a transaction.
     return _FAILED if state == "failed" or error.message else None
 
 
@@ -158,7 +158,7 @@ def _advice(error: ServerError, conn: object) -> str | None:
 
 
 def _is_standby(conn: object) -> bool:
-    """Whether the server has told so: PostgreSQL 14 and later do, and psycopg and psycopg2 keep it."""
+    """Whether the server has told so: PostgreSQL 14 and later do, and libpq keeps it."""
     try:
         return bool(conn.info.parameter_status("in_hot_standby") == "on")  # type: ignore[attr-defined]
     except Exception:  # noqa: BLE001 - whatever it is, it does not know
@@ -166,7 +166,7 @@ def _is_standby(conn: object) -> bool:
 
 
 def _where(conn: object) -> str:
-    """Which database and user, where the object knows: psycopg's and psycopg2's ``info``, SQLAlchemy's URL."""
+    """Which database and user, where the object knows: it has an ``info`` or the URL of an engine."""
     info = getattr(conn, "info", None)
     database, user = getattr(info, "dbname", None), getattr(info, "user", None)
     engine = getattr(conn, "engine", None) or getattr(conn, "bind", None)

@@ -17,6 +17,7 @@ from json.encoder import encode_basestring
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
+from .builtin.native import as_text
 from .exceptions import ExternalConnectionError
 from .hookspecs import Rows, Value
 from .queries import JOBS, JOBS_AS_TEXT
@@ -71,7 +72,7 @@ def encode(
     """A query of Procrastinate's and its arguments, as a plugin gets them.
 
     :param dumps: makes JSON of a job's arguments; `json.dumps` if None. What it raises comes out as it is.
-    :raises ExternalConnectionError: for a list that the query does not cast to an array.
+    :raises ExternalConnectionError: for a list that the query does not cast to an array, or a text with a NUL.
     """
     query, jobs, numbers, arrays = prepare(query)
     args: dict[str, Value] = {}
@@ -87,12 +88,20 @@ def encode(
             )
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
-            args[name] = _array(name, value, arrays)
+            args[name] = _without_nul(name, _array(name, value, arrays))
         elif name in numbers and value is not None:
             args[name] = float(value)
         else:
-            args[name] = value
+            args[name] = _without_nul(name, value) if isinstance(value, str) else value
     return query, args
+
+
+def _without_nul(name: str, text: str) -> str:
+    if "\0" in text:  # Some drivers would cut the text there.
+        raise ExternalConnectionError(
+            f"the parameter {name!r} has a NUL character, which PostgreSQL cannot store: remove it"
+        )
+    return text
 
 
 def _array(name: str, values: Iterable[Any], arrays: frozenset[str]) -> str:
@@ -214,24 +223,18 @@ def _quote(value: object) -> str:
 
 
 def lock_text(value: object) -> str:
-    """A lock or a queue as Procrastinate's own psycopg connectors write it, so that both mean the same one.
+    """A lock or a queue as Procrastinate's own connectors write it, so that both mean the same one.
 
     :raises ExternalConnectionError: for what they do not write, or only as PostgreSQL's text of bytes.
     """
     if type(value) is str:
         return value
-    import psycopg
-    from psycopg.adapt import PyFormat, Transformer
-
-    try:
-        if not isinstance(value, (bytes, bytearray, memoryview)):
-            dumper = Transformer().get_dumper(value, PyFormat.TEXT)
-            return bytes(dumper.dump(value) or b"").decode()
-    except psycopg.Error:
-        pass
-    raise ExternalConnectionError(
-        f"a lock or a queue should be a str, got {type(value).__name__}, which cannot be written as text"
-    )
+    text = as_text(value)
+    if text is None:
+        raise ExternalConnectionError(
+            f"a lock or a queue should be a str, got {type(value).__name__}, which cannot be written as text"
+        )
+    return text
 
 
 def _text(document: str | bytes) -> str:

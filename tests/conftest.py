@@ -23,6 +23,7 @@ from holding import (  # noqa: F401 - fixtures
     task,
     watch,
 )
+from installing import fresh, site  # noqa: F401 - fixtures
 from procrastinate.schema import SchemaManager
 from psycopg.sql import SQL, Identifier
 

@@ -83,11 +83,11 @@ def test_a_forgotten_connection_is_refused(shop: Shop, empty_dsn: str) -> None:
 
 
 def test_every_application_is_run() -> None:
-    """An application in the examples is one that these tests run, or has tests of its own."""
+    """An application in the examples is one that these tests run, or has tests of its own, as plugins have."""
     folders = {
         path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
     }
-    assert folders == {"plugin", "fastapi_worker", *(example.name for example in ALL)}
+    assert folders == {"plugins", "fastapi_worker", *(example.name for example in ALL)}
 
 
 def test_the_tests_of_the_django_project_pass(empty_dsn: str) -> None:

@@ -7,13 +7,13 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pluggy
 import psycopg
 import pytest
 from holding import AsyncFakeConnection, FakeConnection, FakeDriver, hold
+from installing import Site
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector, hookimpl
@@ -36,39 +36,7 @@ SMALLEST = """
 """
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plugins are found anew, and what a test registers is forgotten."""
-    monkeypatch.setattr(plugins_module, "_plugins", None)
-
-
-class Site:
-    """A folder on `sys.path` into which distributions are installed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def install(self, name: str, source: str, entry_point: str) -> None:
-        """Install a distribution with one module of the same name and one entry point."""
-        module = name.replace("-", "_")
-        info = self.folder / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(
-            f"[procrastinate_extconn]\n{entry_point} = {module}\n"
-        )
-        (self.folder / f"{module}.py").write_text(textwrap.dedent(source))
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A folder for distributions of this test's own."""
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
-    yield Site(tmp_path)
-    for name in set(sys.modules) - before:
-        if (tmp_path / f"{name}.py").exists():
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def answer(conn: object) -> Any:

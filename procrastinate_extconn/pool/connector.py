@@ -35,8 +35,8 @@ class PoolConnector(OneBodyConnector):
     as anywhere. A worker runs on an asynchronous pool, and holds one connection of it. The pool is never opened,
     resized or closed.
 
-    :param pool_or_engine: a psycopg ``ConnectionPool`` or ``AsyncConnectionPool``, a SQLAlchemy ``Engine`` or
-        ``AsyncEngine``, or whatever pool a plugin takes.
+    :param pool_or_engine: an open connection pool or an engine, sync or async. The how-to pages of the drivers
+        name those that plugins take.
     :param listen: another pool, for a worker's LISTEN alone, where this one cannot listen.
     :param json_dumps: makes JSON of a job's arguments; `json.dumps` if None.
     :param json_loads: reads JSON; `json.loads` if None.

@@ -1,0 +1,5 @@
+from procrastinate_extconn.testing import PluginContract
+
+
+class TestMyWrapper(PluginContract):
+    plugin = "mywrapper"
