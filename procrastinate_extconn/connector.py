@@ -11,10 +11,10 @@ from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
-from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
+from .exceptions import CommitsByItself, ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .guard import READY, guard, require_postgresql, warn
-from .hookspecs import Rows
+from .hookspecs import Description, Rows
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
@@ -73,8 +73,7 @@ class ExternalConnector(OneBodyConnector):
             require_postgresql(self._conn, description)
             if description.is_async is not is_async:
                 raise self._mismatch(is_async=is_async)
-            if description.state not in READY:
-                guard(self._conn, description, query, self._mode or layer.outside_transaction)
+            self._guard(description, query)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
             return self._send(query, arguments, is_async=is_async)
@@ -87,15 +86,28 @@ class ExternalConnector(OneBodyConnector):
         rows = conflicts.execute(conn, query, arguments, options.on_conflict)
         return rows if is_async else finish(rows)
 
+    def _guard(self, description: Description, query: str) -> None:
+        if description.state not in READY:
+            guard(self._conn, description, query, self._mode or layer.outside_transaction)
+
+    def _send_again(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool
+    ) -> Rows | Awaitable[Rows]:
+        if description := plugins().describe(self._conn):
+            self._guard(description, query)
+        return self._send(query, arguments, is_async=is_async)
+
     # An error is raised outside of the `except` so that the driver's own is its cause alone: a wrapper's, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
 
     def _send(
         self, query: str, arguments: dict[str, Any], *, is_async: bool
     ) -> Rows | Awaitable[Rows]:
-        query, args = wire.encode(query, arguments, self.json_dumps)
+        sent, args = wire.encode(query, arguments, self.json_dumps)
         try:
-            result = plugins().execute(self._conn, query, args)
+            result = plugins().execute(self._conn, sent, args)
+        except CommitsByItself:
+            return self._send_again(query, arguments, is_async=is_async)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments)
         else:
@@ -120,6 +132,8 @@ class ExternalConnector(OneBodyConnector):
     ) -> Rows:
         try:
             rows = await result
+        except CommitsByItself:
+            return await done(self._send_again(query, arguments, is_async=True))
         except Exception as exc:  # noqa: BLE001
             error = self._translated(exc, arguments)
         else:

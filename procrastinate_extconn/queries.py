@@ -63,7 +63,10 @@ DELETE_COMPLETED_JOB = (
     "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
 )
 
-_WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+# `set_config` is how a write is sent that may fail: see conflicts.py.
+_WRITES = re.compile(
+    r"procrastinate_\w+_v\d+\s*\(|\bset_config\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE
+)
 
 
 @functools.lru_cache(maxsize=256)

@@ -20,6 +20,7 @@ from ..drivers import (
     named,
     require_encodable,
 )
+from ..exceptions import CommitsByItself
 from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
 from ..queries import writes
 from . import psycopg
@@ -206,8 +207,11 @@ def _current(conn: Any) -> Any:
 def _connection_of(session: Session, query: str) -> Connection:
     # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
     bind = bind_of(session)
+    is_new = _held_by(session, bind) is None and not _opens_in_autocommit(bind)
     connection = session.connection(bind_arguments={"bind": bind})
     if writes(query):
+        if is_new and _state(connection) == "autocommit":  # by a setting of the driver's
+            raise CommitsByItself
         wrote(session, bind)
     return connection
 
