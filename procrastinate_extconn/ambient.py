@@ -32,6 +32,8 @@ class _Block:
     def __init__(self, conn: object) -> None:
         self.conn: object | None = conn
         self.owner = _here()
+        self.outer = _innermost()
+        self.is_left = False
 
 
 class _Standalone:
@@ -77,6 +79,7 @@ def using(conn: C) -> Generator[C]:
     finally:
         # A context that was copied inside the block keeps the block, but neither the connection nor a way to it.
         block.conn = None
+        block.is_left = True
         _leave(token)
 
 
@@ -121,9 +124,16 @@ def cleared() -> Generator[None]:
 
 def _innermost() -> _Block | _Standalone | None:
     block = _block.get()
-    while isinstance(block, _Standalone) and not block.is_open:
+    while block is not None and _is_over(block):
         block = block.outer
     return block
+
+
+def _is_over(block: _Block | _Standalone) -> bool:
+    if isinstance(block, _Standalone):
+        return not block.is_open
+    # A generator that holds the block may be closed in another context, which cannot reset the variable of this one.
+    return block.is_left and block.owner == _here()
 
 
 def is_standalone() -> bool:
@@ -170,10 +180,11 @@ def connection(query: str | None) -> object | None:
     return block.conn
 
 
-def _here() -> tuple[int, asyncio.Task[object] | None]:
+def _here() -> tuple[threading.Thread, asyncio.Task[object] | None]:
     """The running asyncio task and thread."""
     try:
         task = asyncio.current_task()
     except RuntimeError:
         task = None
-    return threading.get_ident(), task
+    # Not its number, which a later thread may have as well.
+    return threading.current_thread(), task

@@ -11,7 +11,8 @@ from procrastinate.exceptions import ProcrastinateException
 
 from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
-from .exceptions import CommitsByItself, ExternalConnectionError, PluginWarning, SyncAsyncMismatch
+from .drivers import StateSeen
+from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
 from .fallback import type_name
 from .guard import READY, guard, require_postgresql, warn
 from .hookspecs import Description, Rows
@@ -70,10 +71,7 @@ class ExternalConnector(OneBodyConnector):
             raise self.worker_refused()
         description = plugins().describe(self._conn)
         if description is not None:
-            require_postgresql(self._conn, description)
-            if description.is_async is not is_async:
-                raise self._mismatch(is_async=is_async)
-            self._guard(description, query)
+            self._judge(description, query, is_async=is_async)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
             return self._send(query, arguments, is_async=is_async)
@@ -86,16 +84,18 @@ class ExternalConnector(OneBodyConnector):
         rows = conflicts.execute(conn, query, arguments, options.on_conflict)
         return rows if is_async else finish(rows)
 
-    def _guard(self, description: Description, query: str) -> None:
+    def _judge(self, description: Description, query: str, *, is_async: bool) -> None:
+        require_postgresql(self._conn, description)
+        if description.is_async is not is_async:
+            raise self._mismatch(is_async=is_async)
         if description.state not in READY:
             guard(self._conn, description, query, self._mode or layer.outside_transaction)
 
-    def _send_again(
-        self, query: str, arguments: dict[str, Any], *, is_async: bool
-    ) -> Rows | Awaitable[Rows]:
-        if description := plugins().describe(self._conn):
-            self._guard(description, query)
-        return self._send(query, arguments, is_async=is_async)
+    def _judge_again(self, query: str, *, is_async: bool) -> None:
+        """Judge a connection that its wrapper has only now checked out."""
+        description = plugins().describe(self._conn)
+        if description is not None:
+            self._judge(description, query, is_async=is_async)
 
     # An error is raised outside of the `except` so that the driver's own is its cause alone: a wrapper's, that
     # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
@@ -106,8 +106,9 @@ class ExternalConnector(OneBodyConnector):
         sent, args = wire.encode(query, arguments, self.json_dumps)
         try:
             result = plugins().execute(self._conn, sent, args)
-        except CommitsByItself:
-            return self._send_again(query, arguments, is_async=is_async)
+        except StateSeen:
+            self._judge_again(query, is_async=is_async)
+            return self._send(query, arguments, is_async=is_async)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments)
         else:
@@ -132,8 +133,9 @@ class ExternalConnector(OneBodyConnector):
     ) -> Rows:
         try:
             rows = await result
-        except CommitsByItself:
-            return await done(self._send_again(query, arguments, is_async=True))
+        except StateSeen:
+            self._judge_again(query, is_async=True)
+            return await done(self._send(query, arguments, is_async=True))
         except Exception as exc:  # noqa: BLE001
             error = self._translated(exc, arguments)
         else:

@@ -16,6 +16,7 @@ __all__ = [
     "Classes",
     "Notifications",
     "Refusal",
+    "StateSeen",
     "describe_held",
     "execute_on_held",
     "libpq_state",
@@ -25,6 +26,14 @@ __all__ = [
     "require_encodable",
     "rows",
 ]
+
+
+class StateSeen(Exception):
+    """Raised in ``execute_on_external`` before anything is sent, where a wrapper has just checked its connection out.
+
+    The connection is then described and judged again, and the hook called again, unless it is refused.
+    """
+
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s|%%")
 

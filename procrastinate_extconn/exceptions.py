@@ -37,10 +37,6 @@ class UnusableConnection(ExternalConnectionError):
     """The connection is closed or lost, or its transaction has failed."""
 
 
-class CommitsByItself(Exception):
-    """A plugin has found, before it sent anything, that an idle connection commits each statement by itself."""
-
-
 class OutsideTransactionWarning(UserWarning):
     """A job was deferred on a connection that commits each statement by itself, or on none."""
 

@@ -58,8 +58,8 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         )
     if state == "failed":
         raise UnusableConnection(
-            f"the transaction on this {description.driver} connection has failed before this call: roll it back, "
-            f"or roll back to a savepoint, and try again{after_commit(conn)}"
+            f"the transaction on this {description.driver} connection failed, was lost or was given up before this "
+            f"call: roll it back, or roll back to a savepoint from before that, and try again{after_commit(conn)}"
         )
     if mode == "allow" or not writes(query):
         return
@@ -69,7 +69,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         fix = f"open one with `{description.begin}`" if description.begin else "open one first"
         text = (
             f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
-            f"the job would be there whatever becomes of your rows: {fix}{after_commit(conn)}"
+            f"what this call changes would stay, whatever becomes of your rows: {fix}{after_commit(conn)}"
         )
         if mode == "error":
             raise OutsideTransaction(text)

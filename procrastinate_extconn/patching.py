@@ -67,7 +67,13 @@ def uninstall() -> None:
 
     An attribute that somebody has wrapped since stays as it is, with a warning; our part of it does nothing more.
     Apps that were patched one by one stay patched.
+
+    :raises ExternalConnectionError: inside a `using` block, whose calls would run outside its transaction.
     """
+    if ambient.in_block():
+        raise ExternalConnectionError(
+            "uninstall() inside a using() block would let its calls run outside the transaction: leave the block first"
+        )
     with replacing.lock:
         layer.installed = False
         layer.outside_transaction = DEFAULT_MODE

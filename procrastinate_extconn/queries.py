@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 
 from procrastinate import sql
 
@@ -67,6 +68,11 @@ DELETE_COMPLETED_JOB = (
 _WRITES = re.compile(
     r"procrastinate_\w+_v\d+\s*\(|\bset_config\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE
 )
+
+
+def notifies(query: str, args: Mapping[str, object]) -> bool:
+    """Whether *query* sends a NOTIFY, as it does where it defers or aborts a job."""
+    return "procrastinate_defer_" in query or bool(args.get("abort"))
 
 
 @functools.lru_cache(maxsize=256)

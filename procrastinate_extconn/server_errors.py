@@ -6,8 +6,8 @@ Our text has the SQLSTATE and the primary message. DETAIL and CONTEXT quote valu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from procrastinate.exceptions import ConnectorException, UniqueViolation
 from procrastinate.manager import QUEUEING_LOCK_CONSTRAINT
@@ -21,14 +21,23 @@ _QUOTES = re.compile(r"[\"“”„«»].*[\"“”„«»]|0x[0-9a-f]{2}(?: 0x[
 
 _NO_SCHEMA = (
     "Procrastinate's schema is not on the connection's search_path: check `SHOW search_path` and whether this is the "
-    "database where Procrastinate lives, or apply the schema there with `procrastinate schema --apply`."
+    "database where Procrastinate lives. If it is, run `procrastinate --app=your.app schema --apply`, with the path of "
+    "your own app."
 )
 _OTHER_SCHEMA = (
-    "Procrastinate's schema there is of another version than this Procrastinate: apply its migrations. (If it is not "
-    "there at all, check `SHOW search_path` and whether this is the right database.)"
+    "Procrastinate's schema there may be of another version than this Procrastinate: apply its migrations. It may also "
+    "be only a part that is on the search_path, or a type that the driver has chosen for a parameter."
+)
+_NOT_OURS = (
+    "That is no name of Procrastinate's: a trigger on its tables may ask for it, or the driver may have chosen another "
+    "type for a parameter."
 )
 _STANDBY = "The server is a standby, which takes no writes: use a connection to the primary."
 _NOT_JSON = "The job's arguments are not JSON that PostgreSQL reads: NaN, Infinity and half a surrogate pair are not."
+_UNDECODABLE = (
+    "The server's answer is no text in the connection's encoding. The statement may have run: roll back, and close the "
+    "connection, since some drivers are out of step with the server from then on."
+)
 _IN_USE = "The connection is in use by another task or thread: give each its own, or take turns."
 _PREPARED = (
     "Behind PgBouncer the next transaction may be on another server connection: turn the driver's prepared statements "
@@ -43,7 +52,10 @@ _ADVICE = {
     "3F000": _NO_SCHEMA,
     "40001": "Roll back, and run the whole transaction again.",
     "40P01": "The transaction was chosen to end a deadlock: roll back, and run the whole transaction again.",
-    "42501": "The connection's role lacks a privilege on Procrastinate's tables or functions: grant it.",
+    "42501": (
+        "The connection's role lacks a privilege, or a row-level security policy refuses the row: grant the one, or "
+        "change the other."
+    ),
     "42704": _OTHER_SCHEMA,
     "42883": _OTHER_SCHEMA,
     "42P01": _NO_SCHEMA,
@@ -131,7 +143,7 @@ def _fate(error: ServerError, state: State, kept: bool) -> str | None:
 
 
 def _is_unencodable(error: ServerError) -> bool:
-    return any(isinstance(one, UnicodeError) for one in chain(error.cause))
+    return any(isinstance(one, UnicodeEncodeError) for one in chain(error.cause))
 
 
 def _said(error: ServerError, driver: str) -> str:
@@ -144,6 +156,8 @@ def _said(error: ServerError, driver: str) -> str:
 def _advice(error: ServerError, conn: object) -> str | None:
     if _is_unencodable(error):
         return "The text cannot be encoded for this database."
+    if any(isinstance(one, UnicodeDecodeError) for one in chain(error.cause)):
+        return _UNDECODABLE
     if error.sqlstate is None:
         said = "" if error.message else str(error.cause)
         return _IN_USE if any(words in said for words in _CONCURRENT) else None
@@ -153,7 +167,7 @@ def _advice(error: ServerError, conn: object) -> str | None:
         return _STANDBY
     advice = _ADVICE.get(error.sqlstate)
     if advice in (_NO_SCHEMA, _OTHER_SCHEMA):
-        return f"{_where(conn)}{advice}"
+        return f"{_where(conn)}{advice if 'procrastinate' in (error.message or '') else _NOT_OURS}"
     return advice
 
 
@@ -176,12 +190,32 @@ def _where(conn: object) -> str:
     return f"This is database {database!r}, as {user!r}. " if database else ""
 
 
+# A trigger of a person's may RAISE anything. These are the classes that PostgreSQL itself has words for, and
+# Procrastinate's own words. P0 is what RAISE gives by itself; 38 and 39 are functions in other languages.
+_OWN_CLASS = re.compile(r"0[0-9A-F]|2[0-8BDF]|3[4BDF]|4[024]|5[3-8]|F0|72|XX")
+_OWN_WORDS = re.compile(r"Job was not found or [\w\" ]+ \(job id: \d+\)")
+
+
 def _harmless(error: ServerError) -> str:
+    if not _is_servers_own(error):
+        return "a trigger or a function raised an error (see the cause)"
     # A data exception (class 22) quotes the value in its primary message, or the bytes of one of its characters.
     message = error.message or type(error.cause).__name__
     if error.sqlstate is None or error.sqlstate.startswith("22"):
         message = _QUOTES.sub('"…"', message)
     return message.rstrip(".")
+
+
+def _is_servers_own(error: ServerError) -> bool:
+    if error.sqlstate is None or _OWN_WORDS.fullmatch(error.message or ""):
+        return True
+    # Most drivers tell where in the server's source the error was raised.
+    cause: Any = error.cause
+    source = getattr(getattr(cause, "diag", None), "source_function", None)
+    source = source or getattr(cause, "server_source_function", None)
+    if cause.args and isinstance(cause.args[0], Mapping):  # the protocol's one-letter fields
+        source = cause.args[0].get("R")
+    return source != "exec_stmt_raise" and _OWN_CLASS.match(error.sqlstate) is not None
 
 
 def _lock(error: ServerError, locks: list[str]) -> str | None:

@@ -39,6 +39,8 @@ _CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
 _ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
 # In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.
 _CONCATENATED = re.compile(r"%\((\w+)\)s(?=\s*\|\|)")
+# As text, a job's arguments keep the digits that a driver's own reading of JSON would round.
+_ARGS = re.compile(r"((?:\A|\))\s*SELECT\b(?:(?:(?!\bFROM\b)[^()])*,)?\s*)args(?=\s*,|\s+FROM\b)")
 
 
 class Statement(NamedTuple):
@@ -62,6 +64,7 @@ def prepare(query: str) -> Statement:
     arrays = frozenset(name for name, _ in _ARRAY.findall(query))
     query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS pg_catalog.text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
+    query = _ARGS.sub(r"\1CAST(args AS pg_catalog.text) AS args", query)
     query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
     return Statement(query, jobs[1] if jobs else None, numbers, arrays)
 

@@ -175,7 +175,7 @@ def test_nothing_goes_on_what_is_closed_or_failed(conn: Any) -> None:
     """A connection that can run nothing is refused with what to do."""
     with contextlib.suppress(psycopg.Error):
         conn.execute("SELECT 1 / 0")
-    with pytest.raises(extconn.UnusableConnection, match="has failed before"):
+    with pytest.raises(extconn.UnusableConnection, match="failed, was lost or was given up before"):
         rolled_back(conn).__enter__()
     conn.close()
     with pytest.raises(extconn.UnusableConnection, match="is closed"):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import goes_wrong_in_sessions
 import procrastinate
 import psycopg
 import pytest
@@ -413,6 +414,7 @@ CASES: list[Callable[[str, Task], None]] = [
     a_worker_on_an_unopened_pool,
     a_worker_on_a_pool_of_one,
     no_pool,
+    *goes_wrong_in_sessions.CASES,
 ]
 
 

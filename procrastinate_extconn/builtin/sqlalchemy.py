@@ -16,15 +16,22 @@ from ..drivers import (
     Classes,
     Notifications,
     Refusal,
+    StateSeen,
     describe_held,
     named,
     require_encodable,
 )
-from ..exceptions import CommitsByItself
+from ..exceptions import SyncAsyncMismatch, UnusableConnection
 from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
-from ..queries import writes
+from ..queries import notifies, writes
 from . import psycopg
-from .sqlalchemy_routing import bind_of, wrote
+from .sqlalchemy_routing import bind_of, mark_changed
+from .sqlalchemy_sessions import (
+    connection_of,
+    held_by,
+    held_connections,
+    refuse_ended,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -68,6 +75,10 @@ _BEGIN = {
 }
 """The line that opens a transaction, by whether it is a connection, and async."""
 
+_NO_GREENLET = (
+    "this is the synchronous side of an asynchronous SQLAlchemy connection or session: pass the asynchronous one to "
+    "`await ... .defer_async()`, or make the call in a function that `run_sync()` runs"
+)
 _CONNECTION = Classes[bool]({"sqlalchemy.engine.Connection": True})
 _SCOPED = Classes[bool](
     {"sqlalchemy.orm.scoped_session": True, "sqlalchemy.ext.asyncio.async_scoped_session": True}
@@ -82,17 +93,29 @@ def execute_on_external(
     if is_async is None:
         return None
     if not is_async:
-        return _execute(_current(conn), query, args)
+        try:
+            return _execute(_current(conn), query, args)
+        except Exception as exc:
+            if type(exc).__name__ == "MissingGreenlet":
+                raise SyncAsyncMismatch(_NO_GREENLET) from exc
+            raise
     return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
 
 
 def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
-    connection: Connection = target if _CONNECTION.find(target) else _connection_of(target, query)
+    connection: Connection = target if _CONNECTION.find(target) else _checked_out(target, query)
+    if notifies(query, args) and hasattr(connection.get_transaction(), "prepare"):
+        raise UnusableConnection(
+            "this transaction is a two-phase one, and PostgreSQL does not prepare a transaction that has sent NOTIFY, "
+            "as a deferred or aborted job does: use a transaction that is not two-phase"
+        )
     if connection.dialect.driver == "pg8000":
         # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
         require_encodable(args, held._client_encoding)
     result = connection.execute(_text(query), dict(args))
+    if target is not connection and writes(query):
+        mark_changed(target)
     if not result.returns_rows:
         return []
     names = tuple(result.keys())
@@ -204,32 +227,31 @@ def _current(conn: Any) -> Any:
     return conn() if _SCOPED.find(conn) else conn
 
 
-def _connection_of(session: Session, query: str) -> Connection:
-    # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
-    bind = bind_of(session)
-    is_new = _held_by(session, bind) is None and not _opens_in_autocommit(bind)
-    connection = session.connection(bind_arguments={"bind": bind})
-    if writes(query):
-        if is_new and _state(connection) == "autocommit":  # by a setting of the driver's
-            raise CommitsByItself
-        wrote(session, bind)
+def _checked_out(session: Session, query: str) -> Connection:
+    """The connection of *session*, which may check it out now.
+
+    :raises StateSeen: if only now one could see that the driver itself commits each statement.
+    """
+    before = len(held_connections(session))
+    connection = connection_of(session)
+    if (
+        len(held_connections(session)) > before
+        and writes(query)
+        and _state(connection) == "autocommit"
+    ):
+        raise StateSeen
     return connection
 
 
 def _session_state(session: Session, bind: Engine | Connection) -> State:
-    if session.in_transaction() and not session.is_active:
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is not None and not transaction.is_active:
+        refuse_ended(session, transaction)
         return "failed"
-    connection = _held_by(session, bind)
+    connection = held_by(session, bind)
     if connection is not None:
         return _state(connection)
     return "autocommit" if _opens_in_autocommit(bind) else "idle"
-
-
-def _held_by(session: Session, bind: Engine | Connection) -> Connection | None:
-    """The connection that *session* has checked out for *bind*. Asking the session would check one out."""
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    held = getattr(transaction, "_connections", {}).get(bind)
-    return held[0] if held else None
 
 
 def _state(connection: Connection) -> State:

@@ -20,7 +20,8 @@ def is_routed(session: Session) -> bool:
     """Whether *session* may have several engines."""
     from sqlalchemy.orm import Session
 
-    own = getattr(type(session).get_bind, "__func__", type(session).get_bind)
+    get_bind = session.__class__.get_bind  # of the wrapped object, where it is a proxy
+    own = getattr(get_bind, "__func__", get_bind)
     return own is not Session.get_bind or bool(_named(session))
 
 
@@ -95,12 +96,12 @@ def _shards(session: Any) -> dict[Any, Any]:
     return shards
 
 
-def wrote(session: Session, bind: Engine | Connection) -> None:
-    """Note that *session* is about to have a job on *bind*."""
+def mark_changed(session: Session) -> None:
+    """Note that *session* has a job."""
     from sqlalchemy import event
 
     if is_routed(session):
-        session.info[_JOB] = session.get_transaction(), bind.engine
+        session.info[_JOB] = session.get_transaction(), bind_of(session).engine
         if not event.contains(session, "before_flush", _keep_together):
             event.listen(session, "before_flush", _keep_together)
     zope = sys.modules.get("zope.sqlalchemy")
