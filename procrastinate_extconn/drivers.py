@@ -104,9 +104,18 @@ def rows(description: Iterable[Any] | None, fetched: Callable[[], Sequence[Any]]
         return []
     found = fetched()
     if found and not isinstance(found[0], (tuple, list)) and isinstance(found[0], Mapping):
-        return [dict(row) for row in found]
-    names = [column[0] for column in description]
-    return [dict(zip(names, row, strict=True)) for row in found]
+        made = [dict(row) for row in found]
+    else:
+        names = [column[0] for column in description]
+        made = [dict(zip(names, row, strict=True)) for row in found]
+    if made and any(isinstance(value, bytes) for value in made[0].values()):
+        # The text of a connection whose encoding is SQL_ASCII: Procrastinate has no other bytes.
+        return [{name: _as_text(value) for name, value in row.items()} for row in made]
+    return made
+
+
+def _as_text(value: Any) -> Any:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
 
 
 _TRANSACTION: Mapping[int, State] = {2: "in_transaction", 3: "failed"}

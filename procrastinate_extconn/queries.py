@@ -64,7 +64,7 @@ DELETE_COMPLETED_JOB = (
     "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
 )
 
-# `set_config` is how a write is sent that may fail: see conflicts.py.
+# `set_config` sends a write that may fail: see conflicts.py.
 _WRITES = re.compile(
     r"procrastinate_\w+_v\d+\s*\(|\bset_config\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE
 )

@@ -108,8 +108,6 @@ def translate(
     :param kept: whether the server has undone the failed statement alone.
     :param locks: the queueing locks that were sent.
     """
-    if getattr(exc, "connection_invalidated", False):  # SQLAlchemy has found that it is lost.
-        state = "closed"
     cause, said = read(exc)
     error = ServerError(cause, *said)
     fate = _fate(error, state, kept)

@@ -120,6 +120,23 @@ def test_a_session_without_a_bind_is_refused(task: Any) -> None:
         task.configure(connection=session).defer()
 
 
+def test_a_session_with_several_binds_passes_one_connection(
+    engine: Any, task: Any, watch: Watch
+) -> None:
+    """Where each mapper has an engine, the connection of the mapper whose rows go with the job is passed."""
+    order = next(_orders)
+    with orm.Session(binds={Order: engine}) as session:
+        with pytest.raises(extconn.UnsupportedConnection, match="bind_arguments"):
+            task.configure(connection=session).defer()
+        session.add(Order(id=order))
+        conn = session.connection(bind_arguments={"mapper": Order})
+        job_id = task.configure(connection=conn).defer()
+        assert watch.job(job_id) is None
+        session.commit()
+    assert order in watch.orders()
+    assert watch.job(job_id)
+
+
 def test_a_session_that_chooses_its_bind_is_followed(engine: Any, task: Any, watch: Watch) -> None:
     """A session whose ``get_bind`` routes is asked without a mapper, as for any text."""
 
@@ -239,17 +256,6 @@ def test_autocommit_of_the_driver_is_seen_before_a_session_sends(
         with pytest.warns(OutsideTransactionWarning, match="commits each statement by itself"):
             job_id = task.configure(connection=session).defer()
     assert watch.job(job_id)
-
-
-async def test_autocommit_of_the_driver_is_seen_async(dsn: str, task: Any) -> None:
-    """So is an async session."""
-    url = sa.make_url(dsn).set(drivername="postgresql+psycopg")
-    engine = asyncio_.create_async_engine(url, connect_args={"autocommit": True})
-    async with asyncio_.AsyncSession(engine) as session:
-        conn = extconn.external(session, outside_transaction="error")
-        with pytest.raises(extconn.OutsideTransaction, match="commits each statement by itself"):
-            await task.configure(connection=conn).defer_async()
-    await engine.dispose()
 
 
 def test_autocommit_of_one_connection_is_warned_of(engine: Any, task: Any) -> None:

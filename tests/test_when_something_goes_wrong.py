@@ -256,22 +256,6 @@ def not_encodable(dsn: str, task: Task) -> None:
         task.configure(connection=conn, lock="\ud800").defer()
 
 
-def several_engines(dsn: str, task: Task) -> None:
-    """Defer on a session that keeps some rows on another engine."""
-    sa = pytest.importorskip("sqlalchemy")
-    orm = pytest.importorskip("sqlalchemy.orm")
-    url = "postgresql+psycopg://"
-    binds = {sa.table("visits"): sa.create_engine(url)}
-    with orm.Session(sa.create_engine(url), binds=binds) as session:
-        task.configure(connection=session).defer()
-
-
-def a_lock_of_bytes(dsn: str, task: Task) -> None:
-    """Defer under a lock that is bytes."""
-    with psycopg.connect(dsn) as conn:
-        task.configure(connection=conn, lock=b"one").defer()
-
-
 def using_without_install(dsn: str, task: Task) -> None:
     """Enter a block that nobody would look at."""
     extconn.uninstall()
@@ -400,8 +384,6 @@ CASES: list[Callable[[str, Task], None]] = [
     not_json,
     nested_too_deeply,
     not_encodable,
-    several_engines,
-    a_lock_of_bytes,
     not_storable,
     using_without_install,
     using_in_another_thread,

@@ -96,12 +96,12 @@ def _shards(session: Any) -> dict[Any, Any]:
     return shards
 
 
-def mark_changed(session: Session) -> None:
-    """Note that *session* has a job."""
+def wrote(session: Session, bind: Engine | Connection) -> None:
+    """Note that *session* is about to have a job on *bind*."""
     from sqlalchemy import event
 
     if is_routed(session):
-        session.info[_JOB] = session.get_transaction(), bind_of(session).engine
+        session.info[_JOB] = session.get_transaction(), bind.engine
         if not event.contains(session, "before_flush", _keep_together):
             event.listen(session, "before_flush", _keep_together)
     zope = sys.modules.get("zope.sqlalchemy")

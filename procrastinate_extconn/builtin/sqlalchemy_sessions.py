@@ -1,4 +1,4 @@
-"""SQLAlchemy's sessions: to which engine one sends its writes, what it has checked out, and what its hooks may do."""
+"""SQLAlchemy's sessions: what one has checked out, and what its hooks may do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ambient import MEANT
 from ..exceptions import UnusableConnection
-from .sqlalchemy_routing import bind_of
+from .sqlalchemy_routing import bind_of, is_routed
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def connection_of(session: Session) -> Connection:
+    """The connection to which *session* sends its writes."""
     # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
+    if not is_routed(session):
+        return session.connection()
     return session.connection(bind_arguments={"bind": bind_of(session)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, ClassVar
 
 import psycopg
@@ -201,13 +202,13 @@ class NotifiesByItself(Fault):
         return rows
 
 
-class ForgetsSavepoints(Fault):
-    """Leaves savepoints to the driver, which knows nothing of them."""
+class KnowsPlainQueries(Fault):
+    """Refuses a query that does more than to select."""
 
     clause = "savepoint"
-    why = ""
+    why = "instead of AlreadyEnqueued"
 
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
-        if "SAVEPOINT" in query:
-            return []
+        if re.search(r"\b(SAVEPOINT|EXCEPTION|WITH jobs)\b", query):
+            raise NotImplementedError
         return super().execute(raw, query, args)
