@@ -64,7 +64,10 @@ DELETE_COMPLETED_JOB = (
     "DELETE FROM procrastinate_jobs WHERE id = %(job_id)s AND status = 'succeeded'"
 )
 
-_WRITES = re.compile(r"procrastinate_\w+_v\d+\s*\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
+# `set_config` sends a write that may fail: see conflicts.py.
+_WRITES = re.compile(
+    r"procrastinate_\w+_v\d+\s*\(|\bset_config\(|\b(?:INSERT|UPDATE|DELETE)\b", re.IGNORECASE
+)
 
 
 def notifies(query: str, args: Mapping[str, object]) -> bool:

@@ -155,6 +155,39 @@ async def test_async_calls_commit_by_themselves(dsn: str, async_pool: Any) -> No
         assert watch.job(third)["args"] == {"order_id": 3}
 
 
+def end_connections(dsn: str) -> None:
+    """End all connections to the database of *dsn*, as a server that restarts does."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    while connections(dsn):
+        pass
+
+
+def test_a_pool_heals(dsn: str, pool: Any) -> None:
+    """After a restart there is at most one error for the pool's one connection, and then none."""
+    _, task = make_app(pool)
+    for _ in range(3):
+        task.defer()
+        end_connections(dsn)
+        with contextlib.suppress(ConnectorException):
+            task.defer()
+        assert task.defer()
+
+
+async def test_an_async_pool_heals(dsn: str, async_pool: Any) -> None:
+    """The same on an asynchronous pool."""
+    _, task = make_app(async_pool)
+    for _ in range(3):
+        await task.defer_async()
+        end_connections(dsn)
+        with contextlib.suppress(ConnectorException):
+            await task.defer_async()
+        assert await task.defer_async()
+
+
 def test_a_failed_call_leaves_the_pool_usable(pool: Any) -> None:
     """A taken queueing lock is rolled back, and the next call finds a clean connection."""
     _, task = make_app(pool)

@@ -231,6 +231,33 @@ def test_autocommit_is_warned_of(
         assert watch.job(job_id)
 
 
+@pytest.mark.parametrize("how", ["connect_args", "creator", "event"])
+@pytest.mark.parametrize("options", [{}, {"savepoint": True}, {"on_conflict": "existing"}])
+def test_autocommit_of_the_driver_is_seen_before_a_session_sends(
+    make_engine: Callable[..., Any], dsn: str, task: Any, watch: Watch, how: str, options: Any
+) -> None:
+    """A session that was never used is refused, too, where the driver below it commits each statement."""
+    psycopg = pytest.importorskip("psycopg")
+    arguments = {
+        "connect_args": {"connect_args": {"autocommit": True}},
+        "creator": {"creator": lambda: psycopg.connect(dsn, autocommit=True)},
+        "event": {},
+    }
+    engine = make_engine(**arguments[how])
+    if how == "event":
+        sa.event.listen(engine, "connect", lambda conn, _: conn.set_autocommit(True))
+    before = watch.jobs()
+    with orm.Session(engine) as session:
+        conn = extconn.external(session, outside_transaction="error", **options)
+        with pytest.raises(extconn.OutsideTransaction, match="commits each statement by itself"):
+            task.configure(connection=conn).defer()
+        session.rollback()
+        assert watch.jobs() == before
+        with pytest.warns(OutsideTransactionWarning, match="commits each statement by itself"):
+            job_id = task.configure(connection=session).defer()
+    assert watch.job(job_id)
+
+
 def test_autocommit_of_one_connection_is_warned_of(engine: Any, task: Any) -> None:
     """So is the isolation level that one connection was given."""
     with (

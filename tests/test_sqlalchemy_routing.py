@@ -185,10 +185,13 @@ def test_a_row_for_another_engine_before_the_job(engines: Engines, task: Any) ->
                 task.configure(connection=session).defer()
 
 
-def test_a_row_for_another_engine_after_the_job(engines: Engines, task: Any) -> None:
+@pytest.mark.parametrize("options", [{}, {"savepoint": True}, {"on_conflict": "existing"}])
+def test_a_row_for_another_engine_after_the_job(
+    engines: Engines, task: Any, options: dict[str, Any]
+) -> None:
     """The flush of a row for another engine is refused, and the next transaction is free of it."""
     with documented(engines)() as session:
-        task.configure(connection=session).defer()
+        task.configure(connection=extconn.external(session, **options)).defer()
         session.add(Visit(id=1))
         with pytest.raises(extconn.UnsupportedConnection, match="RoutingSession with several"):
             session.commit()
@@ -297,17 +300,21 @@ def zope_session(engines: Engines) -> Iterator[Callable[..., Any]]:
         transaction.abort()
 
 
+OPTIONS = [{}, {"savepoint": True}, {"on_conflict": "existing"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_a_job_alone_is_committed_with_the_transaction(
-    engines: Engines, zope_session: Callable[..., Any], task: Any
+    engines: Engines, zope_session: Callable[..., Any], task: Any, options: dict[str, Any]
 ) -> None:
     """A job without an ORM change is there after the commit, and gone after an abort."""
     import transaction
 
-    session = zope_session()
-    task.configure(connection=session).defer()
+    conn = extconn.external(zope_session(), **options)
+    task.configure(connection=conn).defer()
     transaction.abort()
     assert engines.jobs() == (0, 0)
-    task.configure(connection=session).defer()
+    task.configure(connection=conn).defer()
     transaction.commit()
     assert engines.jobs() == (1, 0)
 
