@@ -76,8 +76,8 @@ class HookCaller(Generic[R]):
             chosen = took[0]
             if not isinstance(result, self._expected):
                 raise ExternalConnectionError(
-                    f"the plugin {chosen.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it should "
-                    f"return {self._expected.__name__} or None"
+                    f"the plugin {chosen.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it "
+                    f"should return {self._expected.__name__} or None"
                 )
             call: Any = chosen.function
             if wrapping or chosen.argnames != parameters:
