@@ -1,4 +1,8 @@
+import re
 from importlib.metadata import version as version_of
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
 
 project = "procrastinate-extconn"
 author = "The procrastinate-extconn authors"
@@ -25,13 +29,13 @@ python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [
     # Documented elsewhere: Python's names, Procrastinate's and pluggy's.
-    ("py:.*", r"(collections|contextlib|json|sys|procrastinate|pluggy)\..*"),
-    ("py:.*", "InMemoryConnector|PsycopgConnector|PluginManager.*"),
+    ("py:.*", r"(collections|contextlib|datetime|json|sys|procrastinate|pluggy)\..*"),
+    ("py:.*", "InMemoryConnector|PsycopgConnector|PluginManager.*|Job"),
     # What a signature is written with: type variables and aliases, and types that are no public names.
     ("py:class", r".*\.[CT]|(wire\.)?(Dumps|Loads|OutsideMode|Rows|State|Value)"),
     ("py:class", r"procrastinate_extconn\..*\.(External|RolledBack)"),
     # Parameters and attributes of what the docstring is about.
-    ("py:obj", "done|run|Description.state"),
+    ("py:obj", "done|run|Description.state|Listener"),
 ]
 
 html_theme = "furo"
@@ -40,3 +44,26 @@ html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 copybutton_exclude = ".linenos, .gp, .go"
+
+
+class ContractClauses(SphinxDirective):
+    """The clauses of the contract kit, by name, from their docstrings."""
+
+    def run(self):
+        from procrastinate_extconn.testing.contract import clauses
+
+        listed = nodes.definition_list()
+        for name, sentence in clauses().items():
+            parts = re.split("`+", sentence)  # every second one is code
+            words = [
+                nodes.literal("", one) if n % 2 else nodes.Text(one) for n, one in enumerate(parts)
+            ]
+            paragraph = nodes.paragraph("", "", *words)
+            listed += nodes.definition_list_item(
+                "", nodes.term("", "", nodes.literal("", name)), nodes.definition("", paragraph)
+            )
+        return [listed]
+
+
+def setup(app):
+    app.add_directive("contract-clauses", ContractClauses)

@@ -111,7 +111,12 @@ class Kind(NamedTuple):
 
     def missing(self) -> list[str]:
         """Those of the modules in `requires` that are not installed."""
-        return [name for name in self.requires if find_spec(name) is None]
+        # Of a submodule, find_spec() imports the parent, which has to be there.
+        return [
+            name
+            for name in self.requires
+            if find_spec(name.partition(".")[0]) is None or find_spec(name) is None
+        ]
 
 
 @hookspec(firstresult=True)

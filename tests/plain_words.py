@@ -30,17 +30,19 @@ PHRASES = (
 )
 """Clauses that have to be read twice, and words that only we understand."""
 
-_CODE = re.compile(r"```.*?```|\$\$.*?\$\$", re.DOTALL)
+_CODE = re.compile(r"```.*?```|\$\$.*?\$\$|^\$ [^\n]*", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"``[^`]+``|`[^`]+`|\[([^\]]*)\]\([^)]*\)|<[^>]+>")
+_ROW = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
 _FIELD = re.compile(r"^\s*:(?:param \w+|returns?|raises [\w.]+):", re.MULTILINE)
 _END = re.compile(r"(?<=[.!?])[\"'”)*_]*\s+|\n\s*\n|\n\s*[-*|>#]\s|\n\s*\d+\. ")
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Each sentence of a docstring or page, code and links as one word each."""
+    """Each sentence of a docstring or page, code and links as one word each, and each cell of a table by itself."""
     text = _CODE.sub("\n\n", text)
     text = _INLINE.sub(lambda match: match[1] or "CODE", text)
     text = _FIELD.sub("\n\n", text)
+    text = _ROW.sub(lambda row: row[0].replace("|", "\n\n"), text)
     for part in _END.split(text):
         yield " ".join(part.split())
 

@@ -17,10 +17,16 @@ import procrastinate
 import psycopg
 import pytest
 from holding import External, hold
-from wiretap import Message, Wiretap, round_trips, statements, tapped
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import Kind
+from procrastinate_extconn.testing.contract.wiretap import (
+    Message,
+    Wiretap,
+    round_trips,
+    statements,
+    tapped,
+)
 
 ROUND_TRIPS = {"pg8000": 7}
 """How often one statement with parameters asks for an answer, in a driver that does so after each step."""

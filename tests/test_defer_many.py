@@ -243,7 +243,7 @@ async def test_in_memory(connector: Any, installed: None, dsn: str) -> None:
 class Recording(procrastinate.SyncPsycopgConnector):
     """A person's own connector, which knows Procrastinate's queries and no other."""
 
-    asked: list[str] = []  # noqa: RUF012
+    asked: list[str] = []
 
     def execute_query_all(self, query: str, **arguments: Any) -> list[dict[str, Any]]:
         name = {text: name for name, text in procrastinate.sql.queries.items()}[query]

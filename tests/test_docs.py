@@ -1,9 +1,10 @@
 """What the documentation shows is what happens, and all of it is run.
 
 Python stands on a page in two ways. A fenced block marked ``python`` is a whole program. It connects by ``PGHOST``,
-``PGDATABASE`` and the like to a database with Procrastinate's schema and a table ``orders (id bigint primary key)``.
-Where "It prints:" and a ``text`` block follow, that is its output. Everything else is included from a file in
-``docs/examples``: a test file is run here, an application by `test_examples`, the plugin by `test_write_a_plugin`.
+``PGDATABASE`` and the like to a database with Procrastinate's schema. It makes its own table, and can be run again.
+Where "It prints:" and a ``text`` block follow, that is the output of the first run. Everything else is included
+from a file in ``docs/examples``. A test file is run here, an application by `test_examples`, a plugin by
+`test_write_a_plugin`.
 A page with Python of any other kind, a fragment that nobody runs, fails `test_no_fragment_is_left`.
 The README of a plugin shows a part of such a program.
 """
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -78,7 +80,6 @@ def missing_modules(code: str) -> set[str]:
     return {name for name in names if importlib.util.find_spec(name) is None}
 
 
-@pytest.fixture
 def environ(dsn: str) -> dict[str, str]:
     """The environment of a program that connects to *dsn* unless it says otherwise."""
     libpq_names = {"dbname": "PGDATABASE"}
@@ -89,17 +90,25 @@ def environ(dsn: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(environ: dict[str, str], tmp_path: Path) -> Callable[..., str]:
+def reader_dsn(dsn: str) -> str:
+    """Address a database as the pages expect it: with Procrastinate's schema, without a table of orders."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute("DROP TABLE orders")
+    return dsn
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., str]:
     """Run code in a file of its own, where a warning is an error, and return what it prints."""
 
-    def run(code: str, *options: str) -> str:
+    def run(dsn: str, code: str, *options: str) -> str:
         if missing := missing_modules(code):
             pytest.skip(f"not installed: {', '.join(sorted(missing))}")
         (tmp_path / "test_example.py").write_text(code, encoding="utf-8")
         result = subprocess.run(
             [sys.executable, "-W", "error", *options, "test_example.py"],
             capture_output=True,
-            env=environ,
+            env=environ(dsn),
             cwd=tmp_path,
             text=True,
             timeout=110,
@@ -112,20 +121,43 @@ def run(environ: dict[str, str], tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(("code", "output"), programs())
-def test_program_runs(code: str, output: str | None, run: Callable[..., str]) -> None:
-    """A program on a page runs without an error or a warning, and prints what the page says."""
-    printed = run(code)
+def test_program_runs_twice(
+    code: str, output: str | None, reader_dsn: str, run: Callable[..., str]
+) -> None:
+    """A program on a page runs without an error or a warning, prints what the page says, and runs again."""
+    printed = run(reader_dsn, code)
     if output is not None:
         assert printed == output
+    run(reader_dsn, code)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_first_program_needs_an_empty_database(
+    page: str, empty_dsn: str, run: Callable[..., str]
+) -> None:
+    """The first program that a reader runs brings Procrastinate's schema along, and runs again with it."""
+    [program] = python_blocks(ROOT / page)
+    assert run(empty_dsn, program["code"]) == program["output"]
+    run(empty_dsn, program["code"])
+
+
+@pytest.mark.timeout(300)  # some forty programs
+def test_programs_run_one_after_the_other(reader_dsn: str, run: Callable[..., str]) -> None:
+    """A reader can run the program of every page in one database."""
+    codes = [example["code"] for page in PAGES for example in python_blocks(page)]
+    installed = [code for code in codes if not missing_modules(code)]
+    assert installed
+    for code in installed:
+        run(reader_dsn, code)
 
 
 @pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
-def test_test_file_passes(file: Path, run: Callable[..., str]) -> None:
+def test_test_file_passes(file: Path, reader_dsn: str, run: Callable[..., str]) -> None:
     """A test file that pages show passes, with nothing skipped."""
     loop_scope = (
         "asyncio_default_fixture_loop_scope=function"  # pytest-asyncio warns where it is unset
     )
-    printed = run(file.read_text(encoding="utf-8"), "-m", "pytest", "-o", loop_scope)
+    printed = run(reader_dsn, file.read_text(encoding="utf-8"), "-m", "pytest", "-o", loop_scope)
     assert " passed" in printed
     assert "skipped" not in printed
 
@@ -164,14 +196,15 @@ def test_plugin_readme_shows_what_is_run(readme: Path) -> None:
 )
 def test_name_is_in_the_reference(name: str) -> None:
     """The reference has an entry for each public name and each hook."""
-    reference = (DOCS / "reference.md").read_text(encoding="utf-8")
-    assert re.search(rf"^\.\. auto\w+:: {name}$", reference, re.MULTILINE)
+    entry = re.compile(rf"^\.\. auto\w+:: {name}$", re.MULTILINE)
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("reference/*.md")]
+    assert any(entry.search(page) for page in pages)
 
 
 def test_links_of_the_readme_resolve() -> None:
     """What the README links to in the repository is there. Sphinx checks the links of the pages."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?://)(.*?)\)", readme)
+    links = re.findall(r"\]\((?!https?://|#)(.*?)\)", readme)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 

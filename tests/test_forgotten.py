@@ -17,11 +17,11 @@ import pytest
 from holding import Watch, opened, opened_async, unopened
 from procrastinate.exceptions import AppNotOpen
 from procrastinate.utils import sync_to_async, utcnow
-from wiretap import Wiretap, asked, tapped
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.exceptions import OutsideTransactionWarning
 from procrastinate_extconn.testing import StrictInMemoryConnector
+from procrastinate_extconn.testing.contract.wiretap import Wiretap, asked, tapped
 
 MODES = [None, "allow", "warn", "error"]
 

@@ -14,13 +14,13 @@ import psycopg
 import pytest
 from holding import External, FakeConnection, FakeDriver, Watch, hold
 from procrastinate.manager import JobManager
-from wiretap import Wiretap, asked, tapped
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn import ExternalConnector
 from procrastinate_extconn.exceptions import OutsideTransactionWarning
 from procrastinate_extconn.kinds import Kind
 from procrastinate_extconn.plugins import plugins
+from procrastinate_extconn.testing.contract.wiretap import Wiretap, asked, tapped
 
 DRIVERS = ("psycopg", "psycopg2", "asyncpg", "aiopg", "pg8000", "psqlpy")
 

@@ -64,6 +64,8 @@ urlpatterns = [path("orders/<int:order_id>", create_order)]
 
 
 def test_an_order_has_its_job_or_neither_is_there() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
     client = Client(raise_request_exception=False)
     assert client.post("/orders/41?fail").status_code == 500
     assert client.post("/orders/42").status_code == 201

@@ -25,14 +25,8 @@ from ..exceptions import SyncAsyncMismatch, UnusableConnection
 from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
 from ..queries import notifies, writes
 from . import psycopg
-from .sqlalchemy_sessions import (
-    bind_of,
-    connection_of,
-    held_by,
-    held_connections,
-    mark_changed,
-    refuse_ended,
-)
+from .sqlalchemy_routing import bind_of, wrote
+from .sqlalchemy_sessions import connection_of, held_by, held_connections, refuse_ended
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -109,9 +103,9 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
         # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
         held: Any = connection.connection.driver_connection
         require_encodable(args, held._client_encoding)
-    result = connection.execute(_text(query), dict(args))
     if target is not connection and writes(query):
-        mark_changed(target)
+        wrote(target, connection)
+    result = connection.execute(_text(query), dict(args))
     if not result.returns_rows:
         return []
     names = tuple(result.keys())

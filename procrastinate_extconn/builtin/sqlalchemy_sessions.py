@@ -1,14 +1,13 @@
-"""SQLAlchemy's sessions: to which engine one sends its writes, what it has checked out, and what its hooks may do."""
+"""SQLAlchemy's sessions: what one has checked out, and what its hooks may do."""
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..ambient import MEANT
-from ..exceptions import UnsupportedConnection, UnusableConnection
+from ..exceptions import UnusableConnection
+from .sqlalchemy_routing import bind_of, is_routed
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -16,75 +15,11 @@ if TYPE_CHECKING:
 
 
 def connection_of(session: Session) -> Connection:
+    """The connection to which *session* sends its writes."""
     # A session's connection(), unlike its execute(), leaves the person's own pending rows alone.
-    if not _chooses(session):
+    if not is_routed(session):
         return session.connection()
     return session.connection(bind_arguments={"bind": bind_of(session)})
-
-
-def bind_of(session: Session) -> Engine | Connection:
-    """The engine or connection to which *session* sends its writes.
-
-    :raises UnsupportedConnection: if it sends them to several, since a job goes to one.
-    """
-    try:
-        binds = _binds(session) if _chooses(session) else [session.get_bind()]
-    except Exception:  # noqa: BLE001 - a person's own get_bind() may raise anything
-        binds = []
-    if binds and all(bind is binds[0] for bind in binds):
-        return binds[0]
-    found = (
-        "to several engines" if binds else "to no engine that could be known before there is a row"
-    )
-    raise UnsupportedConnection(
-        f"this {type(session).__name__} sends its writes {found}, so the job could be in another transaction than your "
-        'rows: pass `session.connection(bind_arguments={"mapper": Row})`, for the rows that go with the job'
-    )
-
-
-def _chooses(session: Any) -> bool:
-    """Whether *session* may have more than one engine."""
-    from sqlalchemy.orm import Session
-
-    own_get_bind = getattr(type(session).get_bind, "__func__", type(session).get_bind)
-    return bool(_named_binds(session)) or own_get_bind is not Session.get_bind
-
-
-def _named_binds(session: Any) -> dict[Any, Any]:
-    """What ``Session(binds=...)`` was given. SQLAlchemy 2.0 keeps it to itself."""
-    return getattr(session, "binds", None) or getattr(session, "_Session__binds", None) or {}
-
-
-def _binds(session: Any) -> list[Any]:
-    """Where *session* sends updates, inserts and the rows that it holds, and where it is in a transaction."""
-    from sqlalchemy import insert, inspect, table, update
-
-    rows = table("procrastinate_jobs")
-    mappers = {inspect(row).mapper for row in (*session.new, *session.dirty, *session.deleted)}
-    found = [_ask(session, None, clause) for clause in (update(rows), insert(rows))]
-    found += [_ask(session, mapper, None) for mapper in mappers]
-    # A row that was flushed may be forgotten by now, but not the connection that it went to.
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    known = {bind.engine for bind in found}
-    held = [bind for bind in getattr(transaction, "_connections", ()) if bind.engine not in known]
-    return [*found, *_named_binds(session).values(), *held]
-
-
-def _ask(session: Any, mapper: object, clause: object) -> Any:
-    """What an own `get_bind()` answers, whichever of SQLAlchemy's arguments it takes."""
-    parameters = inspect.signature(session.get_bind).parameters
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    arguments = {"mapper": mapper, "clause": clause}
-    return session.get_bind(
-        **{name: value for name, value in arguments.items() if takes_all or name in parameters}
-    )
-
-
-def mark_changed(session: Any) -> None:
-    """Have zope.sqlalchemy commit: it rolls back a session whose rows it has not seen change."""
-    zope = sys.modules.get("zope.sqlalchemy.datamanager")
-    if zope is not None and session in zope._SESSION_STATE:
-        zope.mark_changed(session)
 
 
 _ENDED = {

@@ -39,7 +39,7 @@ def _draw(bars: Mapping[str, float], scale: float, text: str, path: Path) -> Non
         axes.barh(-place, value * scale, height=0.42, color=color)
         axes.annotate(name, (0, 0.26 - place), va="bottom")
         label = text.format(value * scale)
-        axes.annotate(f" {label}", (value * scale, -place), va="center")
+        axes.annotate(f"\N{NO-BREAK SPACE}{label}", (value * scale, -place), va="center")
     axes.set(xlim=(0, 1.45 * scale * max(bars.values())), ylim=(0.3 - len(bars), 0.72))
     axes.axis("off")
     figure.savefig(path, metadata={"Date": None, "Creator": None})

@@ -1,10 +1,9 @@
 """The plugin for Peewee keeps the contract that every plugin keeps."""
 
-from procrastinate_extconn.kinds import kinds_of
 from procrastinate_extconn.testing import PluginContract
 
 
 class TestPeewee(PluginContract):
     """On psycopg and psycopg2."""
 
-    kinds = kinds_of("peewee")
+    plugin = "peewee"

@@ -1,10 +1,9 @@
 """The plugin for pg8000 keeps the contract that every plugin keeps."""
 
-from procrastinate_extconn.kinds import kinds_of
 from procrastinate_extconn.testing import PluginContract
 
 
 class TestPg8000(PluginContract):
     """Both of its interfaces."""
 
-    kinds = kinds_of("pg8000")
+    plugin = "pg8000"

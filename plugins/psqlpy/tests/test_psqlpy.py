@@ -1,20 +1,49 @@
 """The plugin for psqlpy keeps the contract that every plugin keeps."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psqlpy
+
 from procrastinate_extconn.kinds import kinds_of
-from procrastinate_extconn.testing import PluginContract
+from procrastinate_extconn.testing import Kind, PluginContract
 
 CONNECTION, TRANSACTION = kinds_of("psqlpy")
+NO_STATE = "a connection shows neither a BEGIN that was sent as SQL nor what became of it"
+NO_SQLSTATE = "psqlpy gives the text of an error alone"
+
+
+@asynccontextmanager
+async def pool(dsn: str) -> AsyncGenerator[Any]:
+    """Open a pool."""
+    pool = psqlpy.ConnectionPool(dsn, max_db_pool_size=3)
+    yield pool
+    pool.close()
 
 
 class TestConnection(PluginContract):
-    """A connection shows neither a BEGIN that was sent as SQL nor what became of it."""
+    """A connection shows no state but that it is closed."""
 
     kinds = (CONNECTION,)
-    cannot_tell = ("idle", "in_transaction", "autocommit", "failed", "sqlstate")
+    pools = (Kind("psqlpy-pool", "psqlpy", ("psqlpy",), True, pool),)
+    exempt = {
+        "state_at_first": NO_STATE,
+        "state_in_a_transaction": NO_STATE,
+        "state_after_an_error": NO_STATE,
+        "state_after_commit": NO_STATE,
+        "state_after_rollback": NO_STATE,
+        "autocommit": NO_STATE,
+        "sqlstate": NO_SQLSTATE,
+    }
 
 
 class TestTransaction(PluginContract):
     """A transaction shows all but its failure."""
 
     kinds = (TRANSACTION,)
-    cannot_tell = ("failed", "sqlstate")
+    pools = TestConnection.pools
+    exempt = {
+        "state_after_an_error": "a transaction does not show that it has failed",
+        "sqlstate": NO_SQLSTATE,
+    }

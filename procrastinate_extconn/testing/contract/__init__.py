@@ -2,85 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar
 
 import pytest
 
-from ...kinds import Held, Kind, done
-from .clause import ContractBroken
-from .colours import ColourClauses
-from .database import Database, shared_database
+from ...kinds import Held, Kind
+from .claims import ClaimClauses
+from .clause import Clause, clauses_of
 from .discovery import DiscoveryClauses
 from .errors import ErrorClauses
 from .fidelity import FidelityClauses
+from .interruptions import InterruptionClauses
 from .manager import ManagerClauses
+from .mismatch import MismatchClauses
+from .openings import variant
+from .parameters import Faulty, parameters
+from .pools import PoolClauses
+from .session import SessionClauses
 from .states import StateClauses
+from .surroundings import SurroundingsClauses
 from .transactions import TransactionClauses
+from .trial import ContractBroken
 
-__all__ = ["ContractBroken", "PluginContract", "variant"]
+__all__ = ["ContractBroken", "Held", "Kind", "PluginContract", "clauses", "variant"]
 
 
 class PluginContract(
     # pytest runs the last one's first.
+    PoolClauses,
+    InterruptionClauses,
     ManagerClauses,
-    ColourClauses,
+    MismatchClauses,
     StateClauses,
     ErrorClauses,
+    SurroundingsClauses,
+    SessionClauses,
     FidelityClauses,
     TransactionClauses,
+    ClaimClauses,
     DiscoveryClauses,
 ):
-    """A plugin's test-suite: derive a class whose name begins with ``Test``, and say how to open a connection.
+    """A plugin's test-suite: derive a class whose name begins with ``Test``, and name the plugin or its kinds.
 
     The tests run on the server in ``EXTCONN_TEST_DSN``, as a user who may create databases, or on a temporary one.
     """
 
+    plugin: ClassVar[str]
+    """The plugin's name, as in its entry point. It is needed where `kinds` is left out."""
+
     kinds: ClassVar[Sequence[Kind]]
-    """The kinds of connection that the plugin takes; variants with unusual settings are kinds of their own."""
+    """The kinds of connection that are tested: what the plugin's ``external_kinds`` returns, unless you name others.
+    Variants with unusual settings are kinds of their own."""
 
-    cannot_tell: ClassVar[Collection[str]] = ()
-    """What the driver has no way to show: states that `Description.state` may have, and the ``"sqlstate"`` of an
-    error."""
+    commits_by_itself: ClassVar[Sequence[Kind]] = ()
+    """Kinds whose connection commits each statement by itself. Without one, the kit sets ``conn.autocommit = True``
+    where that attribute exists."""
 
-    @pytest.fixture
-    def database(self, request: pytest.FixtureRequest) -> Database:
-        return shared_database(request.config)
+    pools: ClassVar[Sequence[Kind]] = ()
+    """The pools that ``connect_external`` and ``listen_external`` take: kinds whose `Kind.open` yields the pool itself,
+    with room for two connections at least."""
+
+    optional: ClassVar[Collection[str]] = ()
+    """Modules that may be missing. A kind that requires one of them is skipped where it is; others fail."""
+
+    exempt: ClassVar[Mapping[str, str]] = {}
+    """The clauses that the driver cannot keep, each with the reason. Each is expected to fail: a clause that holds
+    after all is reported. The names are those of "The clauses of the contract" in the documentation."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if "kind" in metafunc.fixturenames:
-            kinds = getattr(self, "kinds", None)
-            if kinds is None or isinstance(kinds, Kind):
-                raise pytest.UsageError(f"{type(self).__name__}.kinds should be a tuple of `Kind`")
-            metafunc.parametrize("kind", [_parameter(kind) for kind in kinds])
+        one = getattr(metafunc.function, "clause", None)
+        if not isinstance(one, Clause):
+            return
+        try:
+            found = parameters(type(self), one)
+        except Faulty as exc:
+            text = f"{type(self).__name__}: {exc}"
+        else:
+            metafunc.parametrize("kind", found)
+            return
+        pytest.fail(text, pytrace=False)
 
 
-def _parameter(kind: Kind) -> object:
-    missing = kind.missing()
-    reason = f"not installed: {', '.join(missing)}"
-    return pytest.param(
-        kind, id=kind.id, marks=[pytest.mark.skip(reason=reason)] if missing else []
-    )
-
-
-def variant(kind: Kind, name: str, prepare: Callable[[Any], Any]) -> Kind:
-    """*kind* with connections on which somebody has set what may be in a plugin's way.
-
-    :param name: what is added to the kind's own.
-    :param prepare: sets it on a connection; an ``async def`` where the driver wants that.
-    """
-
-    @contextmanager
-    def opened(dsn: str) -> Generator[Held]:
-        with kind.open(dsn) as held:
-            prepare(held.conn)
-            yield held
-
-    @asynccontextmanager
-    async def opened_async(dsn: str) -> AsyncGenerator[Held]:
-        async with kind.open(dsn) as held:
-            await done(prepare(held.conn))
-            yield held
-
-    return kind._replace(id=f"{kind.id}-{name}", open=opened_async if kind.is_async else opened)
+def clauses() -> dict[str, str]:
+    """Each clause's name and sentence, in the order in which they run."""
+    return {name: one.sentence for name, one in clauses_of(PluginContract).items()}

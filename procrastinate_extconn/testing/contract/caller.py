@@ -1,8 +1,8 @@
-"""Somebody who holds a connection and calls Procrastinate on it, in the connection's own colour."""
+"""Somebody who holds a connection and calls Procrastinate on it, in sync or async calls as the connection is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,10 @@ from ...connector import ExternalConnector
 from ...hookspecs import Description, Rows
 from ...kinds import Held, Kind, done
 from ...plugins import describe
+from .clause import Broken, must
 from .database import Database
+from .openings import Pair
+from .wiretap import Wiretap
 
 TASK = "contract.task"
 
@@ -49,17 +52,23 @@ class Caller:
     :param kind: what is held.
     :param held: the connection, in a transaction.
     :param database: where it leads.
-    :param cannot_tell: what `PluginContract.cannot_tell` says.
     """
 
-    def __init__(
-        self, kind: Kind, held: Held, database: Database, cannot_tell: Sequence[str]
-    ) -> None:
+    def __init__(self, kind: Kind, held: Any, database: Database) -> None:
+        must(isinstance(held, Held), f"`open` should yield a `Held`: it yielded {held!r}")
         self.kind = kind
         self.conn: Any = held.conn
         self.database = database
-        self.cannot_tell = cannot_tell
-        self._held = held
+        self.wiretap: Wiretap | None = None
+        self.gone = False
+        """Whether the connection was ended, so that giving it back may fail."""
+        self._held: Held = held
+
+    @property
+    def other(self) -> Caller:
+        """Somebody with another connection of the same kind."""
+        assert isinstance(self._held, Pair)
+        return Caller(self.kind, self._held.other, self.database)
 
     # -- with the driver ------------------------------------------------------------------------------------------
 
@@ -71,15 +80,15 @@ class Caller:
         try:
             [*found] = rows
         except Exception as exc:
-            raise AssertionError(_NOT_ROWS.format(type(rows).__name__)) from exc
+            raise Broken(_NOT_ROWS.format(type(rows).__name__)) from exc
         for row in found:
-            assert not isinstance(row, dict), _NOT_ROWS.format("dicts")
+            must(not isinstance(row, dict), _NOT_ROWS.format("dicts"))
         return [tuple(row) for row in found]
 
     async def value(self, query: str) -> Any:
         """The first column of the first row, as the connection's owner gets it."""
         rows = await self.execute(query)
-        assert rows, _NOT_ROWS.format("none")
+        must(rows, _NOT_ROWS.format("none"))
         return rows[0][0]
 
     async def commit(self) -> None:
@@ -88,8 +97,13 @@ class Caller:
     async def rollback(self) -> None:
         await done(self._held.rollback())
 
+    def is_over(self) -> bool:
+        """Whether the connection is over, as a transaction object is after its commit or rollback."""
+        return self.describe().state == "closed"
+
     async def close(self) -> None:
         """Close the connection, if it can be closed."""
+        self.gone = True
         with suppress(Exception):
             await done(self.conn.close())
 
@@ -125,6 +139,15 @@ class Caller:
         """What the plugin says of the connection."""
         return describe(self.conn)
 
-    def can_tell(self, what: str) -> bool:
-        """Whether the author says that the driver shows *what*."""
-        return what not in self.cannot_tell
+    async def error_of(self, attempt: Awaitable[object]) -> Exception | None:
+        """What *attempt* raises."""
+        try:
+            await attempt
+        except Exception as exc:  # noqa: BLE001 - a plugin or its driver may raise anything
+            return exc
+        return None
+
+
+def what(error: BaseException | None) -> str:
+    """*error* in a reason."""
+    return "nothing was raised" if error is None else f"{type(error).__name__} was raised"

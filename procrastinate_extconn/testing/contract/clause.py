@@ -4,97 +4,89 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeAlias
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from ...kinds import Held, Kind, run
-from .caller import Caller
-from .database import Database
+import pytest
+
+from ...kinds import Kind
+from .openings import as_it_is, closed, twice
+
+__all__ = ["Broken", "Clause", "clause", "clauses_of", "must"]
 
 Body: TypeAlias = "Callable[..., Coroutine[Any, Any, None]]"
+On: TypeAlias = Literal["kinds", "async", "autocommit", "pools"]
 
 
-class ContractBroken(AssertionError):
-    """A plugin does not do what the contract asks."""
+class Clause(NamedTuple):
+    """What a test of the kit checks."""
+
+    name: str
+    """What `PluginContract.exempt` calls it."""
+    sentence: str
+    """The clause itself."""
+    body: Body
+    on: On
+    """What it is tried on."""
+    prepared: Callable[[Kind], Kind]
+    tapped: bool
+    """Whether the connection goes through a `Wiretap`."""
 
 
-def clause(body: Body) -> Callable[..., None]:
+class Broken(Exception):
+    """The reason why a clause is broken."""
+
+
+def must(holds: object, why: str, error: BaseException | None = None) -> None:
+    """Break the clause unless something *holds*.
+
+    :param why: the reason.
+    :param error: what the driver or plugin raised, if that says more.
+    """
+    if not holds:
+        raise Broken(why) from error
+
+
+def clause(
+    *, on: On = "kinds", once_closed: bool = False, on_two: bool = False, tapped: bool = False
+) -> Callable[[Body], Callable[..., None]]:
     """Make a test of one clause, for sync and async connections alike.
 
-    Its first sentence is the clause. An `AssertionError` in it says why the clause is broken; whatever else comes out
-    is the reason itself.
+    The body is an ``async def`` method that takes a `Caller` (on pools, a `Lender`) and awaits nothing but its
+    methods, unless it is for async connections only. Its docstring's first sentence is the clause.
 
-    :param body: an ``async def`` method that takes a `Caller`, and awaits nothing but its methods.
+    :param on: each kind, each async kind, each kind that commits by itself, or each pool.
+    :param once_closed: on a connection whose owner has closed it, or given it back, already.
+    :param on_two: with a second connection of the kind in `Caller.other`.
+    :param tapped: with `Caller.wiretap`.
     """
-    return _test(body, lambda kind: kind)
+    prepared = closed if once_closed else twice if on_two else as_it_is
+
+    def made(body: Body) -> Callable[..., None]:
+        name = body.__name__.removeprefix("test_")
+        sentence = " ".join((inspect.getdoc(body) or "").partition("\n\n")[0].split())
+        one = Clause(name, sentence, body, on, prepared, tapped)
+
+        @functools.wraps(body)
+        def test(self: Any, kind: Kind, request: pytest.FixtureRequest) -> None:
+            from .trial import hold_to
+
+            hold_to(one, self, kind, request)
+
+        # What pytest sees: a plain function of fixtures.
+        del test.__wrapped__
+        test.clause = one  # type: ignore[attr-defined]
+        return test
+
+    return made
 
 
-def clause_once_closed(body: Body) -> Callable[..., None]:
-    """Like `clause`, on a connection whose owner has closed it, or given it back, already."""
-    return _test(body, _closed)
-
-
-def _test(body: Body, prepared: Callable[[Kind], Kind]) -> Callable[..., None]:
-    @functools.wraps(body)
-    def test(self: Any, kind: Kind, database: Database, *args: Any, **kwargs: Any) -> None:
-        async def attempt(held: Held) -> None:
-            caller = Caller(kind, held, database, self.cannot_tell)
-            # hypothesis passes its values by position or by name, as its version goes.
-            await body(self, caller, *args, **kwargs)
-
-        _try(attempt, prepared(kind), database.dsn, body.__doc__)
-
-    # What pytest and hypothesis see: `kind` and `database` in place of the caller.
-    del test.__wrapped__
-    test.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-            for name in ("self", "kind", "database", *list(inspect.signature(body).parameters)[2:])
-        ]
-    )
-    return test
-
-
-def _try(
-    attempt: Callable[[Held], Coroutine[Any, Any, None]], kind: Kind, dsn: str, sentence: str | None
-) -> None:
-    __tracebackhide__ = True
-    reasons: list[Exception] = []
-
-    async def main(held: Held) -> None:
-        try:
-            await attempt(held)
-        except Exception as exc:
-            reasons.append(exc)
-            raise
-
-    try:
-        run(kind, dsn, main)
-    except Exception as exc:  # noqa: BLE001 - a plugin or its driver may raise anything
-        reasons.append(exc)  # closing the connection may have gone wrong too, which matters less
-    if reasons:
-        raise ContractBroken(_report(sentence, kind, reasons[0])) from reasons[0]
-
-
-def _report(sentence: str | None, kind: Kind, exc: Exception) -> str:
-    why = str(exc) if isinstance(exc, AssertionError) else f"{type(exc).__name__}: {exc}"
-    return (
-        f"plugin {kind.plugin!r} breaks the contract on {kind.id}\nclause: {sentence}\nwhy: {why}"
-    )
-
-
-def _closed(kind: Kind) -> Kind:
-    @contextmanager
-    def closed(dsn: str) -> Generator[Held]:
-        with kind.open(dsn) as held:
-            pass
-        yield held
-
-    @asynccontextmanager
-    async def closed_async(dsn: str) -> AsyncGenerator[Held]:
-        async with kind.open(dsn) as held:
-            pass
-        yield held
-
-    return kind._replace(open=closed_async if kind.is_async or kind.in_greenlet else closed)
+def clauses_of(contract: type) -> dict[str, Clause]:
+    """The clauses of a contract by name, in the order in which they run."""
+    found: dict[str, Clause] = {}
+    for cls in reversed(contract.__mro__):
+        for test in vars(cls).values():
+            one = getattr(test, "clause", None)
+            if isinstance(one, Clause):
+                found[one.name] = one
+    return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -13,6 +15,9 @@ from procrastinate.schema import SchemaManager
 from psycopg import sql
 
 from ..server import database_dsn, server_dsn
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 _DATABASE = pytest.StashKey["Database"]()
 _CHANNEL = "procrastinate_any_queue_v1"
@@ -37,33 +42,33 @@ class Database:
     """
 
     def __init__(self, server: str) -> None:
-        self._server = server
+        self.server: str = server
         self._name = f"extconn_contract_{secrets.token_hex(6)}"
         self.dsn: str = database_dsn(server, self._name)
-        with psycopg.connect(server, autocommit=True) as conn:
-            conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self._name)))
-            conn.execute(
-                sql.SQL("ALTER DATABASE {} " + _NO_WAITING).format(sql.Identifier(self._name))
-            )
-        with psycopg.connect(self.dsn) as conn:
-            conn.execute(SchemaManager.get_schema().encode())
-            conn.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
-        self.witness: psycopg.Connection = psycopg.connect(self.dsn, autocommit=True)
         self._notified: list[psycopg.Notify] = []
-        self.witness.add_notify_handler(self._notified.append)
-        self.native: SyncPsycopgConnector = SyncPsycopgConnector(
-            conninfo=self.dsn, min_size=1, max_size=1
-        )
-        """Procrastinate's own connector, which every plugin is compared with."""
-        self.native.open()
+        # Whatever goes wrong on the way, nothing stays on the server.
+        with ExitStack() as stack:
+            self._on_server("CREATE DATABASE {}")
+            stack.callback(self._on_server, "DROP DATABASE IF EXISTS {} WITH (FORCE)")
+            self._on_server("ALTER DATABASE {} " + _NO_WAITING)
+            with psycopg.connect(self.dsn) as conn:
+                conn.execute(SchemaManager.get_schema().encode())
+                conn.execute("CREATE TABLE orders (id bigint PRIMARY KEY)")
+            self.witness: psycopg.Connection = psycopg.connect(self.dsn, autocommit=True)
+            stack.callback(self.witness.close)
+            self.witness.add_notify_handler(self._notified.append)
+            self.native: SyncPsycopgConnector = SyncPsycopgConnector(
+                conninfo=self.dsn, min_size=1, max_size=1
+            )
+            """Procrastinate's own connector, which every plugin is compared with."""
+            self.native.open()
+            stack.callback(self.native.close)
+            self.drop: Callable[[], None] = stack.pop_all().close
+            """Removes it, whoever is still connected."""
 
-    def drop(self) -> None:
-        """Remove it, whoever is still connected."""
-        self.native.close()
-        self.witness.close()
-        with psycopg.connect(self._server, autocommit=True) as conn:
-            name = sql.Identifier(self._name)
-            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    def _on_server(self, query: LiteralString) -> None:
+        with psycopg.connect(self.server, autocommit=True) as conn:
+            conn.execute(sql.SQL(query).format(sql.Identifier(self._name)))
 
     def reset(self) -> None:
         """Empty it, and end what a test before this one may have left open."""

@@ -14,7 +14,7 @@ from procrastinate.manager import JobManager
 from ...connector import ExternalConnector
 from ...hookspecs import Rows
 from .caller import TASK, Caller, new_job
-from .clause import clause
+from .clause import clause, must
 from .database import Database
 
 _ALL = {"queue_name": None, "task_name": None, "status": None, "lock": None}
@@ -94,6 +94,13 @@ _SEED = """
     INSERT INTO procrastinate_events (job_id, type, at) VALUES (2, 'started', '2024-01-01T00:00:01.5Z');
 """
 
+_MANY_JOBS = """
+    INSERT INTO procrastinate_jobs (id, queue_name, task_name, args)
+    SELECT n, 'many', 'many', jsonb_build_object('n', 9007199254740992 + n, 'f', 1.0,
+                                                 'text', repeat('x', CASE n WHEN 250 THEN 150000 ELSE 3 END))
+    FROM generate_series(101, 250) AS n
+"""
+"""More than a hundred rows, and at the end a long one."""
 
 _TABLES = """
     SELECT json_build_object(
@@ -109,7 +116,7 @@ _TABLES = """
 class ManagerClauses:
     """Cancel, status, all the other operations, and a real worker."""
 
-    @clause
+    @clause()
     async def test_cancel_and_status(self, caller: Caller) -> None:
         """A job is looked at and cancelled in the transaction that deferred it."""
         [job_id] = await caller.defer()
@@ -122,48 +129,56 @@ class ManagerClauses:
             before = manager.get_job_status(job_id)
             cancelled = manager.cancel_job_by_id(job_id)
             after = manager.get_job_status(job_id)
-        assert (before.value, cancelled, after.value) == ("todo", True, "cancelled"), (
-            f"the job was {before.value}, cancelling gave {cancelled}, and then it was {after.value}"
+        must(
+            (before.value, cancelled, after.value) == ("todo", True, "cancelled"),
+            f"the job was {before.value}, cancelling gave {cancelled}, and then it was {after.value}",
         )
         await caller.commit()
-        assert caller.database.jobs()[0]["status"] == "cancelled", "the commit lost it"
+        must(caller.database.jobs()[0]["status"] == "cancelled", "the commit lost it")
 
-    @clause
+    @clause()
     async def test_reads(self, caller: Caller) -> None:
         """Every query of the manager that reads gives the rows that Procrastinate's own connector gives."""
         _seed(caller.database)
+        caller.database.witness.execute(_MANY_JOBS)
         for name, arguments in READS:
             query = sql.queries[name]
             expected = caller.database.native.execute_query_all(query, **arguments)
             rows = await caller.query(query, **arguments)
-            assert _typed(rows, query) == _typed(expected, query), (
-                f"{name} gives {rows!r}, not {expected!r}"
+            must(
+                _typed(rows, query) == _typed(expected, query),
+                f"{name} gives {rows!r}, not {expected!r}",
             )
 
-    @clause
+    @clause()
     async def test_writes(self, caller: Caller) -> None:
-        """Every query of the manager that writes leaves what Procrastinate's own connector leaves."""
+        """Every query of the manager that writes leaves what Procrastinate's own connector leaves, once committed."""
         expected = [_written_natively(caller.database, *write) for write in WRITES]
         _seed(caller.database)
+        untouched = caller.database.value(_TABLES)
         for (name, arguments), (expected_rows, expected_tables) in zip(
             WRITES, expected, strict=True
         ):
             await caller.execute("SAVEPOINT contract")
             rows = await caller.query(sql.queries[name], **arguments)
             tables = json.loads(await caller.value(_TABLES))
+            must(
+                caller.database.value(_TABLES) == untouched,
+                f"others see what {name} wrote before it is committed",
+            )
             await caller.execute("ROLLBACK TO SAVEPOINT contract")
-            assert tables == expected_tables, f"{name} leaves {tables!r}, not {expected_tables!r}"
+            must(tables == expected_tables, f"{name} leaves {tables!r}, not {expected_tables!r}")
             if name not in _WITHOUT_ROWS:
-                assert rows == expected_rows, f"{name} gives {rows!r}, not {expected_rows!r}"
+                must(rows == expected_rows, f"{name} gives {rows!r}, not {expected_rows!r}")
 
-    @clause
+    @clause()
     async def test_worker_runs_it(self, caller: Caller) -> None:
         """A real worker runs the job once it is committed, with its arguments."""
         await caller.defer(new_job({"order_id": 42, "name": "it's"}))
-        assert _run_worker(caller.database) == [], "the worker ran it before the commit"
+        must(_run_worker(caller.database) == [], "the worker ran it before the commit")
         await caller.commit()
         ran = _run_worker(caller.database)
-        assert ran == [{"order_id": 42, "name": "it's"}], f"the worker ran {ran!r}"
+        must(ran == [{"order_id": 42, "name": "it's"}], f"the worker ran {ran!r}")
 
 
 def _seed(database: Database) -> None:
@@ -183,10 +198,19 @@ def _written_natively(database: Database, name: str, arguments: dict[str, Any]) 
 
 
 def _typed(rows: Rows, query: str) -> list[dict[str, tuple[type, Any]]]:
-    """*rows* so that 1 is not Decimal(1), and in one order where the query asks for none."""
+    """*rows* so that 1 is neither Decimal(1) nor True, and in one order where the query asks for none."""
     if "ORDER BY" not in query:
         rows = sorted(rows, key=str)
-    return [{name: (type(value), value) for name, value in row.items()} for row in rows]
+    return [
+        {
+            name: (
+                type(value),
+                json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value,
+            )
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def _run_worker(database: Database) -> list[dict[str, Any]]:

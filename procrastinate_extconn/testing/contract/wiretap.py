@@ -1,48 +1,63 @@
-"""A server's doorstep, where a test counts what a driver sends: what a call costs without a clock."""
+"""A relay in front of the server that records what a driver sends, and what the server completed."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import socket
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 from urllib.parse import quote
 
 from psycopg.conninfo import conninfo_to_dict
 
-_ENCRYPTION = (80877103, 80877104)
-"""SSLRequest and GSSENCRequest: what asks for them gets a no, and goes on in the clear."""
+_SSL_REQUEST = 80877103
+_ENCRYPTION = (_SSL_REQUEST, 80877104)
+"""SSLRequest and GSSENCRequest. The answer is no, so the client goes on in the clear."""
 
 
 class Message(NamedTuple):
-    """A message of PostgreSQL's protocol, from a client."""
+    """A message of PostgreSQL's protocol."""
 
     type: str
     body: bytes
 
 
 class Wiretap:
-    """What clients have sent through it."""
+    """What clients have sent through it.
 
-    def __init__(self, dsn: str) -> None:
+    :param dsn: of the server.
+    :param encrypted: whether the server wants TLS. The client is spoken to in the clear.
+    """
+
+    def __init__(self, dsn: str, *, encrypted: bool = False) -> None:
         self._address = conninfo_to_dict(dsn)
+        self._encrypted = encrypted
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sent: list[Message] = []
+        self._completed: list[str] = []
 
     @property
     def dsn(self) -> str:
         """Address the server through the wiretap."""
-        user, password = (quote(str(self._address.get(key) or "")) for key in ("user", "password"))
-        database = quote(str(self._address["dbname"]))
+        user, password, database = (
+            quote(str(self._address.get(key) or ""), safe="")
+            for key in ("user", "password", "dbname")
+        )
         port = self._listener.getsockname()[1]
-        return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}"
+        return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=disable"
 
     def take(self) -> list[Message]:
         """All that was sent since the last call."""
         sent, self._sent = self._sent, []
         return sent
+
+    def completed(self) -> list[str]:
+        """The tags of the statements that the server has completed since the last call, such as ``SELECT 1``."""
+        completed, self._completed = self._completed, []
+        return completed
 
     def serve(self) -> None:
         """Take connections until `close`."""
@@ -65,31 +80,51 @@ class Wiretap:
             self._connect() as server,
             contextlib.suppress(OSError, EOFError),
         ):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             start = _body(source)
             while int.from_bytes(start[:4], "big") in _ENCRYPTION:
                 client.sendall(b"N")
                 start = _body(source)
             server.sendall(_packed(start))
-            threading.Thread(target=_pump, args=[server, client], daemon=True).start()
+            threading.Thread(target=self._answer, args=[server, client], daemon=True).start()
             while True:
                 message = Message(_read(source, 1).decode(), _body(source))
                 self._sent.append(message)
                 server.sendall(message.type.encode() + _packed(message.body))
 
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError, EOFError), server.makefile("rb") as source:
+            while True:
+                kind, body = _read(source, 1), _body(source)
+                if kind == b"C":
+                    self._completed.append(body.rstrip(b"\0").decode())
+                client.sendall(kind + _packed(body))
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
     def _connect(self) -> socket.socket:
-        host, port = str(self._address.get("host", "localhost")), self._address.get("port", 5432)
+        host = str(self._address.get("host") or "localhost")
+        port = self._address.get("port") or 5432
         if host.startswith("/"):
             server = socket.socket(socket.AF_UNIX)
             server.connect(f"{host}/.s.PGSQL.{port}")
             return server
-        return socket.create_connection((host, int(port)))
+        server = socket.create_connection((host, int(port)))
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self._encrypted:
+            return server
+        server.sendall(_packed(_SSL_REQUEST.to_bytes(4, "big")))
+        server.recv(1)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context.wrap_socket(server)
 
 
 @contextlib.contextmanager
-def tapped(dsn: str) -> Iterator[Wiretap]:
+def tapped(dsn: str, *, encrypted: bool = False) -> Generator[Wiretap]:
     """Listen in front of the server of *dsn*."""
-    wiretap = Wiretap(dsn)
-    thread = threading.Thread(target=wiretap.serve)
+    wiretap = Wiretap(dsn, encrypted=encrypted)
+    thread = threading.Thread(target=wiretap.serve, daemon=True)
     thread.start()
     try:
         yield wiretap
@@ -111,13 +146,6 @@ def asked(sent: list[Message]) -> list[Message]:
 def round_trips(sent: list[Message]) -> int:
     """How often the client asked for an answer: Query, Sync and Flush each do."""
     return sum(message.type in "QSH" for message in sent)
-
-
-def _pump(server: socket.socket, client: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := server.recv(65536):
-            client.sendall(data)
-        client.shutdown(socket.SHUT_RDWR)
 
 
 def _packed(body: bytes) -> bytes:
