@@ -106,7 +106,7 @@ class OneBodyConnector(BaseConnector):
         """Say why no worker runs on this connector, and on which one it does."""
         return ExternalConnectionError(
             f"a worker does not run on {type(self).__name__}: it holds a connection for LISTEN, and takes and "
-            "finishes jobs outside any transaction of yours. Run it with PsycopgConnector, or with PoolConnector on an "
+            "finishes jobs outside your transactions. Run it with PsycopgConnector, or with PoolConnector on an "
             "asynchronous pool."
         )
 

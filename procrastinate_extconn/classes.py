@@ -10,7 +10,7 @@ from .exceptions import UnsupportedConnection
 
 T = TypeVar("T")
 
-_REMEMBERED = 512
+_CACHED = 512
 
 
 class Refusal:
@@ -61,7 +61,7 @@ class Classes(Generic[T]):
                     )
                 found = value
                 break
-        if len(self._found) >= _REMEMBERED:
+        if len(self._found) >= _CACHED:
             self._found.clear()
         self._found[key] = found
         return found

@@ -1,8 +1,8 @@
 """A failed statement leaves the caller's transaction usable, and a taken queueing lock can be no failure at all.
 
 No savepoint is sent: rolling back to one would undo what another task or thread has sent on the connection meanwhile.
-The server undoes the statement alone, in a block of PL/pgSQL. Such a block takes no parameters and returns no rows, so
-a setting that ends with the transaction carries the call there and the answer back.
+The server undoes the statement alone, in a block of PL/pgSQL. Such a block takes no parameters and returns no rows. A
+setting that ends with the transaction carries the call to the block, and the answer back.
 """
 
 from __future__ import annotations

@@ -97,8 +97,9 @@ class ExternalConnector(OneBodyConnector):
         if description is not None:
             self._judge(description, query, is_async=is_async)
 
-    # An error is raised outside of the `except` so that the driver's own is its cause alone: a wrapper's, that
-    # quotes parameters, would be its context. Its traceback must not hold it in turn, or the connection would live on.
+    # An error is raised outside of the `except`, so that it has no context, only the driver's error as its cause. The
+    # context could be a wrapper's error, which quotes parameters. `del error` breaks the circle of error and traceback,
+    # which would keep the connection alive.
 
     def _send(
         self, query: str, arguments: dict[str, Any], *, is_async: bool
@@ -191,16 +192,16 @@ class ExternalConnector(OneBodyConnector):
 
     def _fault(self, returned: object, place: str) -> ExternalConnectionError:
         return ExternalConnectionError(
-            f"the plugin {self._taker()!r} returned {type_name(type(returned))} for {place}: execute_on_external "
+            f"the plugin {self._plugin()!r} returned {type_name(type(returned))} for {place}: execute_on_external "
             "should return a list of dicts, with PostgreSQL's own values. Roll back: the statement may have run."
         )
 
-    def _taker(self) -> str:
-        return plugins().taker(self._conn) or "unknown"
+    def _plugin(self) -> str:
+        return plugins().claimed_by(self._conn) or "unknown"
 
     def _at_once(self) -> None:
         """A plugin without `describe_external` may answer an async call at once: say so, the loop was blocked."""
-        name = self._taker()
+        name = self._plugin()
         if name not in plugins().names("describe_external") and plugins().first_time(
             "at once", name
         ):

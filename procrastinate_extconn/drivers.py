@@ -95,7 +95,7 @@ def named(query: str) -> str:
 
 
 def rows(description: Iterable[Any] | None, fetched: Callable[[], Sequence[Any]]) -> Rows:
-    """The rows of a DB-API cursor as dicts, whatever its row or cursor factory makes of a row.
+    """The rows of a DB-API cursor as dicts, with any row or cursor factory.
 
     :param description: ``cursor.description``; None says that the statement has no rows.
     :param fetched: ``cursor.fetchall``.

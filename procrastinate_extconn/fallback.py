@@ -11,8 +11,8 @@ from .exceptions import UnsupportedConnection
 from .hookspecs import Value, hookimpl
 from .known_plugins import missing_plugin
 
-# What leads to a connection whatever the driver. A class of somebody's own that can be awaited or entered is not here:
-# it may well be a connection.
+# Objects that lead to a connection, with any driver. Other classes that can be awaited or entered are not listed: they
+# may be connections.
 _YET_TO_BE = Classes(
     {
         "builtins.str": "A DSN is not a connection: open one with your driver, and pass that.",

@@ -57,7 +57,7 @@ def judge(
 def _text(connector: BaseConnector, begin: str | None) -> str:
     advice = f"open a transaction with `{begin}`, " if begin else ""
     return (
-        f"this call has no connection, so {type(connector).__name__} would commit it by itself, whatever becomes of "
-        f"your transaction: {advice}pass the connection, as in configure(connection=...), or enter "
+        f"this call has no connection, so {type(connector).__name__} would commit it by itself, even if your "
+        f"transaction is rolled back: {advice}pass the connection, as in configure(connection=...), or enter "
         f"procrastinate_extconn.using(connection). {ambient.MEANT}"
     )

@@ -69,7 +69,7 @@ def guard(conn: object, description: Description, query: str, mode: OutsideMode)
         fix = f"open one with `{description.begin}`" if description.begin else "open one first"
         text = (
             f"this {description.driver} connection is not in a transaction and commits each statement by itself, so "
-            f"what this call changes would stay, whatever becomes of your rows: {fix}{after_commit(conn)}"
+            f"what this call changes would stay even if you roll back: {fix}{after_commit(conn)}"
         )
         if mode == "error":
             raise OutsideTransaction(text)

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 logger: logging.Logger = logging.getLogger("procrastinate_extconn")
 
-_REMEMBERED = 512
+_CACHED = 512
 
 
 class HookCaller(Generic[R]):
@@ -33,25 +33,25 @@ class HookCaller(Generic[R]):
         self.forget()
 
     def forget(self) -> None:
-        """Remember nobody: a plugin has come or gone."""
-        self._takers: dict[tuple[type, type], tuple[str, Callable[..., R]]] = {}
+        """Empty the cache: a plugin was registered or unregistered."""
+        self._claims: dict[tuple[type, type], tuple[str, Callable[..., R]]] = {}
 
-    def taker(self, subject: object) -> str | None:
+    def claimed_by(self, subject: object) -> str | None:
         """The name of the plugin that has taken this class of object before."""
-        taker = self._takers.get((type(subject), subject.__class__))
-        return taker[0] if taker else None
+        claim = self._claims.get((type(subject), subject.__class__))
+        return claim[0] if claim else None
 
     def __call__(self, subject: object, *rest: object) -> R:
-        taker = self._takers.get((type(subject), subject.__class__))
-        if taker is not None:
-            result = taker[1](subject, *rest)
+        claim = self._claims.get((type(subject), subject.__class__))
+        if claim is not None:
+            result = claim[1](subject, *rest)
             if result is not None:
                 return result
-        return self._ask_everyone(subject, *rest)
+        return self._ask_all(subject, *rest)
 
-    def _ask_everyone(self, *values: object) -> R:
-        """Ask one plugin after the other, inside everyone's wrappers, and remember who took it."""
-        takers = self._takers  # Whoever forgets meanwhile puts another in its place.
+    def _ask_all(self, *values: object) -> R:
+        """Ask one plugin after the other, inside all hook wrappers, and cache the plugin that took it."""
+        claims = self._claims  # forget() may replace the attribute meanwhile
         caller: pluggy.HookCaller = getattr(self._manager.hook, self._hook)
         assert caller.spec is not None
         parameters = caller.spec.argnames
@@ -73,22 +73,22 @@ class HookCaller(Generic[R]):
         wrappers = self._manager.subset_hook_caller(self._hook, remove_plugins=plain)
         result: R = wrappers.call_extra([ask], arguments)
         if took:
-            taker = took[0]
+            chosen = took[0]
             if not isinstance(result, self._expected):
                 raise ExternalConnectionError(
-                    f"the plugin {taker.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it should "
+                    f"the plugin {chosen.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it should "
                     f"return {self._expected.__name__} or None"
                 )
-            call: Any = taker.function
-            if wrapping or taker.argnames != parameters:
-                others = [plugin for plugin in plain if plugin is not taker.plugin]
+            call: Any = chosen.function
+            if wrapping or chosen.argnames != parameters:
+                others = [plugin for plugin in plain if plugin is not chosen.plugin]
                 call = _by_position(
                     self._manager.subset_hook_caller(self._hook, others), parameters
                 )
-            if len(takers) >= _REMEMBERED:
-                takers.clear()
-            takers[type(values[0]), values[0].__class__] = taker.plugin_name, call
-            self._log(taker.plugin_name, values[0])
+            if len(claims) >= _CACHED:
+                claims.clear()
+            claims[type(values[0]), values[0].__class__] = chosen.plugin_name, call
+            self._log(chosen.plugin_name, values[0])
         return result
 
     def _log(self, plugin: str, subject: object) -> None:

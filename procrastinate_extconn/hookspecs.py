@@ -79,7 +79,7 @@ class Held(NamedTuple):
     """
 
     conn: Any
-    """What is passed as ``connection=``."""
+    """The object that the caller passed as ``connection=``."""
     execute: Callable[[str], Any]
     """Runs SQL without parameters. Returns the rows as tuples, ``[]`` for a statement without rows."""
     commit: Callable[[], Any]

@@ -72,7 +72,7 @@ class Plugins:
             self.register(entry_point.load(), name)
         except KeyboardInterrupt:
             raise
-        # Whatever it is, it takes nothing else down: a module may call sys.exit(), or a driver in Rust panic.
+        # One broken plugin must not stop the others. A module may call sys.exit(), and a driver in Rust may panic.
         except BaseException as exc:  # noqa: BLE001
             reason = f"{type(exc).__name__}: {exc}"
             self.failures.append(Failure(name, distribution.name if distribution else None, reason))
@@ -165,9 +165,9 @@ class Plugins:
     def _is_taken(self, conn: object) -> bool:
         return self.describe(conn) is not None
 
-    def taker(self, conn: object) -> str | None:
+    def claimed_by(self, conn: object) -> str | None:
         """The name of the plugin that has taken this class of connection before."""
-        return self.execute.taker(conn)
+        return self.execute.claimed_by(conn)
 
     def kinds(self) -> tuple[Kind, ...]:
         """Every kind of connection that a plugin names, those of the built-in plugins first."""
@@ -178,7 +178,7 @@ class Plugins:
                     found: list[object] = list(one.function())  # type: ignore[call-overload]
                     if not all(isinstance(kind, Kind) for kind in found):
                         raise TypeError("not all of what it returned are Kind tuples")
-                # Whatever is wrong with one plugin, the kinds of the others are shown.
+                # One broken plugin must not hide the kinds of the others.
                 except Exception as exc:  # noqa: BLE001
                     warnings.warn(
                         f"the plugin {one.plugin_name!r} failed in external_kinds: {type(exc).__name__}: {exc}",
@@ -221,7 +221,7 @@ _publishing = threading.Lock()
 def plugins() -> Plugins:
     """The plugins, loaded at the first call.
 
-    They are imported outside any lock of ours: an import may wait for another thread, which may wait for us.
+    They are imported while no lock is held: an import may wait for another thread, which may wait for the lock.
     """
     global _plugins
     if _plugins is None:
@@ -272,7 +272,7 @@ def describe(conn: object) -> Description:
     cls = conn.__class__
     return Description(
         driver=cls.__module__.partition(".")[0],
-        plugin=found.taker(conn) or "unknown",
+        plugin=found.claimed_by(conn) or "unknown",
         is_async=hasattr(cls, "__aenter__"),
         state="unknown",
     )

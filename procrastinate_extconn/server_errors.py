@@ -173,7 +173,7 @@ def _is_standby(conn: object) -> bool:
     """Whether the server has told so: PostgreSQL 14 and later do, and libpq keeps it."""
     try:
         return bool(conn.info.parameter_status("in_hot_standby") == "on")  # type: ignore[attr-defined]
-    except Exception:  # noqa: BLE001 - whatever it is, it does not know
+    except Exception:  # noqa: BLE001 - it cannot tell
         return False
 
 
@@ -188,7 +188,7 @@ def _where(conn: object) -> str:
     return f"This is database {database!r}, as {user!r}. " if database else ""
 
 
-# A trigger of a person's may RAISE anything. These are the classes that PostgreSQL itself has words for, and
+# A trigger that somebody wrote may RAISE anything. These are the classes that PostgreSQL itself has words for, and
 # Procrastinate's own words. P0 is what RAISE gives by itself; 38 and 39 are functions in other languages.
 _OWN_CLASS = re.compile(r"0[0-9A-F]|2[0-8BDF]|3[4BDF]|4[024]|5[3-8]|F0|72|XX")
 _OWN_WORDS = re.compile(r"Job was not found or [\w\" ]+ \(job id: \d+\)")

@@ -1,8 +1,8 @@
 """What goes over the wire: arguments become plain values, and JSON in rows becomes Python again.
 
-One text parameter carries all jobs of a call. It is both the fastest way that was measured and the only one that
-every driver takes: a composite array would need type introspection in one driver and 26 regular expressions a job
-in another.
+One text parameter carries all jobs of a call. That is the fastest way that was measured, and the only one that every
+driver takes. A composite array would need type introspection in one driver, and 26 regular expressions a job in
+another.
 """
 
 from __future__ import annotations
@@ -256,8 +256,7 @@ def queueing_locks(arguments: Mapping[str, Any]) -> list[str]:
 def decode(rows: Rows, loads: Loads | None = None) -> Rows:
     """*rows* with their JSON columns decoded in place.
 
-    :param loads: reads JSON; `json.loads` if None. Where the driver has decoded a value already, *loads* still
-        gets its say.
+    :param loads: reads JSON; `json.loads` if None. A value that the driver has decoded is encoded again for *loads*.
     """
     if rows:
         for column in JSON_COLUMNS:

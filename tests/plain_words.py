@@ -30,7 +30,9 @@ PHRASES = (
 )
 """Clauses that have to be read twice, and words that only we understand."""
 
-_CODE = re.compile(r"```.*?```|\$\$.*?\$\$|^\$ [^\n]*", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"```.*?```|\$\$.*?\$\$", re.DOTALL)
+_LITERAL = re.compile(r"::\n(?:\n|[ \t]+.*(?:\n|\Z))+|^[ \t]*(?:\$|>>>|\.\.\.) .*$", re.MULTILINE)
+"""A literal block, such as a tree of classes, and lines that are typed into a terminal."""
 _INLINE = re.compile(r"``[^`]+``|`[^`]+`|\[([^\]]*)\]\([^)]*\)|<[^>]+>")
 _ROW = re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE)
 _FIELD = re.compile(r"^\s*:(?:param \w+|returns?|raises [\w.]+):", re.MULTILINE)
@@ -39,7 +41,7 @@ _END = re.compile(r"(?<=[.!?])[\"'”)*_]*\s+|\n\s*\n|\n\s*[-*|>#]\s|\n\s*\d+\. 
 
 def sentences(text: str) -> Iterator[str]:
     """Each sentence of a docstring or page, code and links as one word each, and each cell of a table by itself."""
-    text = _CODE.sub("\n\n", text)
+    text = _LITERAL.sub("\n\n", _CODE.sub("\n\n", text))
     text = _INLINE.sub(lambda match: match[1] or "CODE", text)
     text = _FIELD.sub("\n\n", text)
     text = _ROW.sub(lambda row: row[0].replace("|", "\n\n"), text)
@@ -53,9 +55,21 @@ def faults(text: str) -> Iterator[str]:
         count = len(re.findall(r"[\w'-]+", sentence))
         if count > LONGEST:
             yield f"{count} words: {sentence}"
-        for phrase in PHRASES:
-            if found := re.search(phrase, sentence, re.IGNORECASE):
-                yield f"{found[0]!r}: {sentence}"
+        yield from phrases(sentence)
+
+
+def phrases(text: str) -> Iterator[str]:
+    """Which of the phrases *text* has."""
+    for phrase in PHRASES:
+        if found := re.search(phrase, text, re.IGNORECASE):
+            yield f"{found[0]!r}: {text}"
+
+
+def of_errors(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and text of each literal that may be in an error, warning or log record."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
 
 
 def of_python(path: Path) -> Iterator[tuple[int, str]]:
@@ -82,28 +96,36 @@ def of_python(path: Path) -> Iterator[tuple[int, str]]:
             block = []
 
 
-def texts() -> Iterator[tuple[Path, int, str]]:
-    """Every text that a reader sees."""
-    for folder in ("procrastinate_extconn", "plugins", "tests", "docs/examples"):
+def modules(*folders: str) -> Iterator[Path]:
+    """The Python files of *folders*."""
+    for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             if not {".venv", "build", "dist"} & {*path.parts}:
-                for line, text in of_python(path):
-                    yield path, line, text
+                yield path
+
+
+def findings() -> Iterator[tuple[Path, int, str]]:
+    """What is wrong, in every text that a reader sees."""
+    for path in modules("procrastinate_extconn", "plugins", "tests", "docs/examples"):
+        for line, text in of_python(path):
+            yield from ((path, line, fault) for fault in faults(text))
+    for path in modules("procrastinate_extconn", "plugins"):
+        for line, text in of_errors(path):
+            yield from ((path, line, fault) for fault in phrases(text))
     pages = [*ROOT.glob("*.md"), *(ROOT / "plugins").glob("*/*.md"), *(ROOT / "docs").rglob("*.md")]
     for path in sorted(pages):
         if "_build" not in path.parts:
-            yield path, 1, path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
+            yield from ((path, 1, fault) for fault in faults(text))
 
 
 def main() -> int:
-    """Print each finding, and return their number."""
-    count = 0
-    for path, line, text in texts():
-        for fault in faults(text):
-            count += 1
-            print(f"{path.relative_to(ROOT)}:{line}: {fault}")  # noqa: T201
-    return count
+    """Print each finding, and return whether there is one."""
+    found = sorted(set(findings()))
+    for path, line, fault in found:
+        print(f"{path.relative_to(ROOT)}:{line}: {fault}")  # noqa: T201
+    return bool(found)
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main()))
+    sys.exit(main())

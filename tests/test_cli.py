@@ -1,4 +1,4 @@
-"""The command line: help, colours, plugins, and what it says where it cannot run."""
+"""The command line: help, styles, plugins, and what it says where it cannot run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from procrastinate_extconn.known_plugins import KNOWN
 from procrastinate_extconn.plugins import plugins
 
 MAIN = "from procrastinate_extconn.cli import main; main()"
-COLOUR = re.compile(r"\x1b\[[\d;]*\b3\d")
+STYLE = re.compile(r"\x1b\[[\d;]*\b3\d")
 
 
 def command_line(
@@ -116,17 +116,17 @@ class TestCommand:
 
     @pytest.mark.parametrize("args", [("frobnicate",), ("demo", "--frobnicate"), ("doctor", "x")])
     def test_usage(self, args: tuple[str, ...], run: Callable[..., Any]) -> None:
-        """What is not understood has exit status 2."""
+        """A command that is not understood has exit status 2."""
         result = run(*args)
         assert result.exit_code == 2
         assert result.output.startswith("Usage: procrastinate-extconn")
 
     @pytest.mark.parametrize("setting", [{}, {"NO_COLOR": "1"}])
-    def test_colours_on_a_terminal(self, setting: dict[str, str]) -> None:
-        """There are colours on a terminal, unless NO_COLOR says no."""
+    def test_styles_on_a_terminal(self, setting: dict[str, str]) -> None:
+        """There are styles on a terminal, unless NO_COLOR says no."""
         output = on_a_terminal("doctor", "--dsn=host=127.0.0.1 port=1", **setting)
         assert "problem" in output
-        assert bool(COLOUR.search(output)) is not bool(setting)
+        assert bool(STYLE.search(output)) is not bool(setting)
 
     def test_plugins_on_a_narrow_terminal(self) -> None:
         """No name is cut short there, and nothing is as wide as to be wrapped."""

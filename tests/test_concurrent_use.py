@@ -70,7 +70,7 @@ def rng() -> random.Random:
 def test_tasks_lose_no_acknowledged_write(
     kind: Kind, dsn: str, task: Any, watch: Watch, rng: random.Random
 ) -> None:
-    """What tasks write on one connection is there after the commit, whatever lock one of them finds taken."""
+    """Rows that tasks write on one connection are there after the commit, even if one task finds a lock taken."""
     if kind.missing():
         pytest.skip(f"not installed: {', '.join(kind.missing())}")
     with psycopg.connect(dsn) as conn:

@@ -98,7 +98,7 @@ def test_a_batch_mixes_old_and_new(conn: Any, task: Task) -> None:
     assert len({new_a, none, other_none, taken, also_taken}) == 5
 
 
-class Colour(enum.Enum):
+class Paint(enum.Enum):
     """A plain enum."""
 
     RED = "r"
@@ -110,7 +110,7 @@ class Shade(str, enum.Enum):
     DARK = "d"
 
 
-NO_TEXT = [uuid.UUID(int=7), 0, True, 1.5, Decimal("1.10"), Colour.RED, Shade.DARK]
+NO_TEXT = [uuid.UUID(int=7), 0, True, 1.5, Decimal("1.10"), Paint.RED, Shade.DARK]
 
 
 async def test_locks_that_are_no_text(dsn: str, app: Any, task: Task, watch: Watch) -> None:
@@ -152,7 +152,7 @@ def test_existing_finds_locks_that_are_no_text(conn: Any, task: Task) -> None:
 
 
 def test_locks_that_look_like_sql(conn: Any, task: Task) -> None:
-    """A lock is compared as it is, whatever is in it."""
+    """A lock is compared as it is, with any characters in it."""
     queueing_locks = ["a)b", "it's", 'say "x"', "100%", "%(locks)s", "{a,b}", "\\", "é", ""]
     first = locks(task, conn, *queueing_locks)
     conn.commit()
@@ -283,7 +283,7 @@ def test_a_deadlock_is_reported(dsn: str, conn: Any, other: Any, task: Task) -> 
 
 
 def test_another_unique_violation_is_never_a_taken_lock(conn: Any, task: Task) -> None:
-    """A unique index of the person's own on the jobs is an error of its own, whatever the options."""
+    """A unique index that the application put on the jobs is an error of its own, with all options."""
     conn.execute("CREATE UNIQUE INDEX one_of_each ON procrastinate_jobs (task_name)")
     task.configure(connection=conn).defer()
     conn.commit()

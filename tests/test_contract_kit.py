@@ -359,7 +359,7 @@ def test_a_server_that_is_not_there(run_kit: Callable[..., str]) -> None:
     ],
 )
 def test_database_dsn(server: str, expected: str) -> None:
-    """Another database's address on the same server is a URI, whatever the server's was."""
+    """Another database's address on the same server is a URI, also if the server's was not."""
     assert database_dsn(server, "y") == expected
     assert conninfo_to_dict(expected)["dbname"] == "y"
 

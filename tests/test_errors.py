@@ -140,7 +140,7 @@ def test_a_failed_transaction_says_so(external: External, task: Any) -> None:
 
 
 def test_the_connection_can_be_rolled_back(external: External, task: Any) -> None:
-    """An error leaves the transaction to its owner, who rolls it back as ever."""
+    """An error leaves the transaction to its owner, who can roll it back."""
     fail(external, "SELECT 1 / 0")
     external.rollback()
 

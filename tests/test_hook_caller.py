@@ -70,7 +70,7 @@ def test_taker_alone_is_asked_again(manager: pluggy.PluginManager, caller: HookC
 def test_wrapper_stays_around(
     manager: pluggy.PluginManager, caller: HookCaller[Any], times: int
 ) -> None:
-    """A hook wrapper is called around the taker, whether that is found or remembered."""
+    """A hook wrapper is called around the plugin that takes the connection, at the first call and from the cache."""
     manager.register(Plugin("taker"))
     manager.register(Wrapper())
     assert [ask(caller) for _ in range(times)][-1] == [{"by": "taker"}, {"by": "wrapper"}]

@@ -32,7 +32,7 @@ CONTRIB = {
 
 
 class Plain(BaseConnector):
-    """A person's own connector, on a driver of theirs."""
+    """A connector that an application wrote, on its own driver."""
 
     def get_sync_connector(self) -> BaseConnector:
         return self
@@ -259,7 +259,7 @@ def test_threads_may_install_and_uninstall(classes: list[type]) -> None:
 
 
 def test_methods_keep_their_signature_and_colour(classes: list[type]) -> None:
-    """A wrapped method looks as before to whoever inspects it."""
+    """A wrapped method looks as before to code that inspects it."""
     before = _looks(classes)
     extconn.install()
     assert _looks(classes) == before

@@ -56,7 +56,7 @@ def dsn(new_database: Callable[[], str]) -> str:
 
 
 def test_arguments_come_back_equal(external: External, task: Any, watch: Watch) -> None:
-    """Whatever JSON can say, a job's arguments are the same after the commit."""
+    """A job's arguments are the same after the commit, with everything that JSON can say."""
     job_id = external.defer(task, **PAYLOAD)
     external.commit()
     assert watch.job(job_id)["args"] == PAYLOAD
@@ -73,7 +73,7 @@ def test_arguments_are_read_back_on_the_connection(external: External, task: Any
 def test_names_and_locks_come_back_equal(
     external: External, app: procrastinate.App, watch: Watch
 ) -> None:
-    """Queue, task, locks and priority are the same after the commit, whatever characters they hold."""
+    """Queue, task, locks and priority are the same after the commit, with any characters in them."""
     text = "".join(TEXTS)
     expected = {
         "task_name": text[:128],

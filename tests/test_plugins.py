@@ -67,7 +67,7 @@ class LastDriver(Driver):
 
 
 class Tracer:
-    """A plugin that looks on, whoever takes the connection."""
+    """A hook wrapper, which is called with each plugin's connections."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -142,7 +142,7 @@ def test_a_plugin_that_fails_takes_nothing_else_down(site: Site, source: str, re
 
 
 def test_a_plugin_may_install_the_layer_from_a_thread_while_it_is_imported(site: Site) -> None:
-    """Plugins are imported outside any lock of ours."""
+    """Plugins are imported while no lock is held."""
     site.install(
         "their-driver",
         "import threading, procrastinate_extconn\n"
@@ -491,7 +491,7 @@ def test_a_known_driver_without_its_plugin_names_the_package(
 
 @pytest.mark.parametrize("driver", KNOWN)
 def test_each_driver_without_its_plugin_is_told_what_to_install(driver: str, dsn: str) -> None:
-    """Whatever is passed of a driver's, the error is the line that installs its plugin."""
+    """For every object of a driver, the error is the line that installs its plugin."""
     for kind in kinds_of(driver):
         if kind.missing():
             pytest.skip(f"not installed: {', '.join(kind.missing())}")

@@ -277,7 +277,7 @@ def test_a_pool_that_commits_each_statement_is_no_surprise(dsn: str) -> None:
 
 
 def test_the_mode_of_patch_holds_for_callers_connections(dsn: str, pool: Any) -> None:
-    """`patch(app, outside_transaction=...)` guards what is passed with `connection=` and `using()`."""
+    """`patch(app, outside_transaction=...)` guards connections that are passed with `connection=` and `using()`."""
     app, task = make_app(pool)
     extconn.patch(app, outside_transaction="error")
     with psycopg.connect(dsn, autocommit=True) as conn:

@@ -1,4 +1,4 @@
-"""What only psycopg has: factories, prepared statements, pipelines, adapters of a person's own."""
+"""What only psycopg has: factories, prepared statements, pipelines, adapters of the application."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def defer_and_list(external: External, task: Any) -> None:
 
 
 def of_colour(external: External, name: str) -> Any:
-    """Psycopg's class of that name, in the connection's colour."""
+    """Psycopg's class of that name, sync or async as the connection is."""
     name = f"Async{name}" if external.kind.is_async else name
     if not hasattr(psycopg, name):
         pytest.skip(f"this psycopg has no {name}")
@@ -70,7 +70,7 @@ def nonsense(cursor: Any) -> Any:
     ids=["tuple", "dict", "namedtuple", "class", "kwargs", "nonsense"],
 )
 def test_any_row_factory(external: External, task: Any, row_factory: Any) -> None:
-    """Whatever a connection makes of its rows, a job is deferred and read back, and the factory stays."""
+    """With every row factory a job is deferred and read back, and the factory stays."""
     external.conn.row_factory = row_factory
     defer_and_list(external, task)
     assert external.conn.row_factory is row_factory
@@ -113,7 +113,7 @@ class Bytes(Loader):
 
 
 def test_a_persons_loaders_are_not_ours(external: External, task: Any) -> None:
-    """Whatever a connection makes of a bigint, a text or JSON, we read it as it is, and the loaders stay."""
+    """With other loaders for bigint, text or JSON, we read each value as it is, and the loaders stay."""
     types = ("int8", "int4", "text", "varchar", "json", "jsonb", "timestamptz")
     for name in types:
         external.conn.adapters.register_loader(name, Bytes)
@@ -127,7 +127,7 @@ async def _fetch_async(conn: Any, query: str) -> Any:
 
 
 def fetch(conn: Any, query: str) -> Any:
-    """The rows of a query, in the connection's colour."""
+    """The rows of a query, sync or async as the connection is."""
     if isinstance(conn, psycopg.AsyncConnection):
         return _fetch_async(conn, query)
     return conn.execute(query).fetchall()

@@ -147,7 +147,7 @@ def test_a_failed_statement_does_not_cost_the_test_its_transaction(
 
 
 def test_others_jobs_do_not_run(conn: Any, dsn: str, app: procrastinate.App) -> None:
-    """A committed job stays as it is, whoever committed it and when, and its lock counts."""
+    """A committed job stays as it is, with each way to commit it, and its lock counts."""
     add_tasks(app, log := [], is_async=False)
     plain = app.tasks["plain"]
     plain.configure(connection=conn, lock="a").defer(n=1)

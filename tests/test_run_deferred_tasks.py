@@ -113,7 +113,7 @@ async def test_a_cancelled_task_is_aborted(app: procrastinate.App, dsn: str) -> 
 
 
 async def test_the_test_is_cancelled(app: procrastinate.App, dsn: str) -> None:
-    """A test that is cancelled ends, whatever task runs."""
+    """A test that is cancelled ends, whether a sync or an async task runs."""
 
     @app.task(name="waits")
     async def waits() -> None:
@@ -279,7 +279,7 @@ def test_builtin_task(conn: Any, app: procrastinate.App) -> None:
 
 @pytest.mark.parametrize("then", ["returns", "raises"])
 def test_complete(conn: Any, app: procrastinate.App, then: str) -> None:
-    """A job that its task completed has succeeded, whatever the task does then."""
+    """A job that its task completed has succeeded, also if the task then fails."""
 
     @app.task(name="completes", pass_context=True)
     def completes(context: procrastinate.JobContext) -> None:

@@ -288,7 +288,7 @@ async def test_the_state_of_an_async_connection(dsn: str, task: Any) -> None:
 def test_any_engine_option(
     make_engine: Callable[..., Any], driver: str, options: dict[str, Any], task: Any
 ) -> None:
-    """Whatever an engine does with results and JSON, a job is deferred and read back."""
+    """A job is deferred and read back on engines that treat results and JSON in their own way."""
     payload = {"text": "100% %s :name", "big": 2**70}
     with make_engine(driver, **options).connect() as conn:
         ids = task.configure(connection=conn).batch_defer(payload, payload)

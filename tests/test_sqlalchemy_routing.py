@@ -121,7 +121,7 @@ def sharded(**shards: Any) -> Any:
 
 @pytest.mark.parametrize("make", [by_keyword, by_mapper_alone, one_bind, one_shard, a_replica])
 def test_a_session_that_writes_to_one_engine(make: Any, engines: Engines, task: Any) -> None:
-    """Whatever its class, the job and the row go to that engine, in one transaction."""
+    """The job and the row go to that engine in one transaction, with sessions of each class."""
     with make(engines) as session:
         session.add(Order(id=1))
         task.configure(connection=session).defer()

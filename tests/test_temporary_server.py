@@ -136,7 +136,7 @@ def test_root_respects_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["plain", "a space, a 'quote' and a \"quote\"", "long" * 20])
 def test_any_temporary_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server starts whatever TMPDIR is called, and in there if it can be."""
+    """The server starts with every name of TMPDIR, and in that directory if it can."""
     with tempfile.TemporaryDirectory() as private:
         Path(private).chmod(0o755)
         folder = Path(private, name)

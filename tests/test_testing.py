@@ -200,7 +200,7 @@ async def test_job_stays_in_memory_async(memory: Any, unit: Any, dsn: str) -> No
 
 
 def test_every_kind_in_memory(external: External, memory: Any, unit: Any) -> None:
-    """Whatever a real connector takes is taken."""
+    """Everything that a real connector takes is taken."""
     if external.kind.in_greenlet:
         pytest.skip("Procrastinate's connector in memory takes no sync call where a loop runs")
     external.defer(unit)
@@ -208,7 +208,7 @@ def test_every_kind_in_memory(external: External, memory: Any, unit: Any) -> Non
 
 
 def test_memory_refuses_a_pool(memory: Any, unit: Any, dsn: str) -> None:
-    """A pool is refused as ever."""
+    """A pool is refused, as by a real connector."""
     pool = psycopg_pool.ConnectionPool(dsn, open=False)
     with pytest.raises(extconn.UnsupportedConnection, match=r"pool\.connection\(\)"):
         unit.configure(connection=pool).defer()
@@ -231,7 +231,7 @@ def test_memory_refuses_a_closed_connection(memory: Any, unit: Any, conn: Any) -
 
 
 async def test_memory_refuses_the_wrong_colour(memory: Any, unit: Any, dsn: str, conn: Any) -> None:
-    """A call of the other colour is refused, both ways."""
+    """A sync call on an async connection is refused, and the reverse."""
     with pytest.raises(extconn.SyncAsyncMismatch):
         await unit.configure(connection=conn).defer_async()
     async with await psycopg.AsyncConnection.connect(dsn) as async_conn:
@@ -255,7 +255,7 @@ def test_memory_in_a_block(
 async def test_memory_refuses_in_a_block(
     installed: None, memory: Any, unit: Any, dsn: str, conn: Any
 ) -> None:
-    """The wrong colour, another task and a closed connection are refused in a `using` block, too."""
+    """In a `using` block too, a sync/async mismatch, another task and a closed connection are refused."""
     with extconn.using(conn), pytest.raises(extconn.SyncAsyncMismatch):
         await unit.defer_async()
     async with await psycopg.AsyncConnection.connect(dsn) as async_conn:

@@ -94,8 +94,8 @@ def app(pair: Pair, installed: None, dsn: str, external: External) -> Iterator[p
 
 def with_connection(external: External, app: procrastinate.App, rows: str) -> Any:
     """What ``execute_query_..._with_connection`` returns for one row."""
-    colour = "_async" if external.kind.is_async else ""
-    method = getattr(app.connector, f"execute_query_{rows}{colour}_with_connection")
+    suffix = "_async" if external.kind.is_async else ""
+    method = getattr(app.connector, f"execute_query_{rows}{suffix}_with_connection")
     return external.run(lambda: method(external.conn, "SELECT %(arg)s AS col", arg=1))
 
 
@@ -165,7 +165,7 @@ def test_a_jobs_status_is_read_on_the_connection(
 def test_a_job_without_a_connection_goes_its_own_way(
     external: External, task: Any, watch: Watch
 ) -> None:
-    """A job that is deferred without a connection is there at once, whatever becomes of the transaction."""
+    """A job that is deferred without a connection is there at once, also if the transaction is rolled back."""
     external.execute("SELECT 1")
     job_id = external.call(task, "defer", x=1)
     external.rollback()

@@ -59,7 +59,7 @@ def in_block(external: External, conn: Any, call: Callable[[], Any]) -> Any:
 def any_app(
     request: pytest.FixtureRequest, installed: None, dsn: str
 ) -> Iterator[procrastinate.App]:
-    """An app of either colour, opened in each way."""
+    """A sync or async app, opened in each way."""
     connector, state = request.param
     app = procrastinate.App(connector=connector(conninfo=dsn, min_size=1))
     with state(app):

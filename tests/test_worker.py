@@ -46,7 +46,7 @@ async def work(app: procrastinate.App, times: int = 1, **options: Any) -> None:
 def test_a_worker_runs_what_was_committed(
     kind: Kind, dsn: str, app: procrastinate.App, ran: list[int], watch: Watch
 ) -> None:
-    """A committed job is run once, whatever it was deferred on, and one that was rolled back never is."""
+    """A committed job is run once, on every kind of connection, and one that was rolled back never is."""
     task = app.tasks["process_order"]
     with hold(kind, dsn) as external:
         job_id = external.defer(task, order_id=1)

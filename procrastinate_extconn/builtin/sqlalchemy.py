@@ -1,7 +1,7 @@
 """SQLAlchemy 2: connections and sessions, sync and async, on any PostgreSQL dialect.
 
-Always through the object that was passed: the transaction is SQLAlchemy's to begin, and a dialect may send its BEGIN
-no sooner than the first statement.
+Every statement goes through the object that was passed, because SQLAlchemy begins the transaction. A dialect may send
+its BEGIN no sooner than the first statement.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _refusal(session: Session, what: str) -> UnsupportedConnection:
 
 
 def _ask(session: Session, **asked: Any) -> Any:
-    """What an own `get_bind` answers, whatever its signature; None if it does not."""
+    """What an overridden `get_bind` answers, with any signature; None if it gives no answer."""
     parameters = inspect.signature(session.get_bind).parameters.values()
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters}

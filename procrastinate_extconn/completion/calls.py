@@ -19,8 +19,8 @@ from ..queries import JOB_ROW
 from . import settlement
 from .decision import Fate
 
-# As Procrastinate's finish_job, but for this run of the job alone. A worker that was taken for dead is cut from its
-# jobs; until somebody retries such a job, which raises its attempts, it is still this run's.
+# As Procrastinate's finish_job, but for this run of the job alone. Pruning a stalled worker sets worker_id to NULL.
+# The job still belongs to this run until a retry increments its attempts.
 _SUCCEED = """\
 WITH succeeded AS (
     UPDATE procrastinate_jobs
@@ -35,8 +35,8 @@ SELECT id FROM succeeded"""
 def complete(context: JobContext, connection: object) -> None:
     """Mark the running job as succeeded on *connection*, in the transaction that holds what the task has written.
 
-    Commit, and the job has succeeded, whatever becomes of the task or its worker afterwards. Roll back, and it has
-    not: the worker then retries or fails the job, even where the task returns without an error. An app on an
+    After a commit the job has succeeded, even if the task or its worker fails later. After a rollback it has not: the
+    worker then retries or fails the job, even where the task returns without an error. An app on an
     `InMemoryConnector` leaves the job to its worker.
 
     :param context: what a task with ``pass_context=True`` gets.

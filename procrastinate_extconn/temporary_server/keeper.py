@@ -1,8 +1,8 @@
 """The keeper of a temporary server: a script for this package, on the standard library alone.
 
 The first line of its input holds the settings. The commands ``start`` and ``kill`` follow, each
-answered with a line of JSON, then ``stop``; the end of the input means the same, for that is what
-remains of an owner that was killed.
+answered with a line of JSON, then ``stop``. The end of the input means ``stop`` as well: it comes
+when the owner is killed.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Cluster:
         self.password_file: Path = folder / "password"
         self.pid_file: Path = self.data / "postmaster.pid"
         self.bin_dir: Path = Path(settings["bin_dir"])
-        # Below the range from which systems take ports for outgoing connections: there, a client
-        # that waits for its server to come back can be connected to itself.
+        # Below the range from which systems take ports for outgoing connections. In that range, a
+        # client that waits for its server can be connected to itself.
         self.ports: list[int] = random.sample(range(10_000, 32_768), k=10)
         self.server: subprocess.Popen[bytes] | None = None
         self.uid: int | None = None

@@ -17,7 +17,7 @@ _MARK = "procrastinate_extconn.rolled_back"
 
 _COMMITTED = (
     "the transaction was committed inside rolled_back(), so that its rows and jobs are there to stay: let "
-    "whoever opens the transaction commit it, or use a database that is emptied after the test"
+    "the code that opens the transaction commit it, or use a database that is emptied after the test"
 )
 _RELEASED = (
     "a savepoint around that of rolled_back() was released in the block, so rolled_back() can undo nothing. The "

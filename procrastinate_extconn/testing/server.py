@@ -23,7 +23,7 @@ def server_dsn(config: pytest.Config) -> str:
     """The server of this run: what the environment variable says, or a temporary one that ends with the run.
 
     :param config: of the run; what was started is kept in it.
-    :returns: a URI, whatever the variable holds; its user may create databases.
+    :returns: a URI, also if the variable holds another form of DSN. Its user may create databases.
     """
     if _DSN not in config.stash:
         given = os.environ.get(VARIABLE)

@@ -33,7 +33,7 @@ async def app(installed: None, dsn: str) -> AsyncIterator[procrastinate.App]:
 
 @pytest.fixture
 def define(app: procrastinate.App, dsn: str) -> Callable[..., Any]:
-    """Define a task that runs a body on a connection of a kind, in the kind's own colour."""
+    """Define a task that runs a body on a connection of a kind; the task is async if the kind is."""
 
     def define(kind: Kind, body: Body, **options: Any) -> Any:
         if missing := kind.missing():

@@ -172,7 +172,7 @@ async def test_the_loser_leaves_the_job_as_it_is(
 async def test_completing_keeps_the_job_from_being_retried(
     app: procrastinate.App, define: Callable[..., Any], dsn: str, watch: Watch
 ) -> None:
-    """Whoever retries the job while its transaction is open waits for that, and is told that it has succeeded."""
+    """A retry of the job waits for its open transaction, and is then told that the job has succeeded."""
     [kind] = [kind for kind in all_kinds() if kind.id == "psycopg-async"]
     completed, go_on = asyncio.Event(), asyncio.Event()
 

@@ -69,7 +69,7 @@ async def test_other_jobs_go_their_way(
     watch: Watch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A job whose task calls no `complete` succeeds, fails and is retried as ever, beside one whose task does."""
+    """A job whose task calls no `complete` succeeds, fails and is retried as usual, beside one whose task does."""
 
     @app.task
     def succeed() -> None: ...
@@ -98,7 +98,7 @@ async def test_other_jobs_go_their_way(
 async def test_nothing_is_left_behind(
     app: procrastinate.App, define: Callable[..., Any], one_of_few: Kind, watch: Watch
 ) -> None:
-    """Whatever becomes of a job, its worker keeps nothing of it."""
+    """A worker keeps nothing of a job that has ended, with each outcome."""
     bodies = [write_complete_and_commit, rolls_back_and_raises, rolls_back_and_returns]
 
     async def body(context: procrastinate.JobContext, held: Held, complete: Complete) -> None:

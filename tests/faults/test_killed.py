@@ -68,7 +68,7 @@ def test_server_killed(
 
 
 def run_all(ledger: Ledger, transactions: int, body: Callable) -> None:
-    """Run *body* on one new connection after the other, whatever comes of each."""
+    """Run *body* on one new connection after the other, also after errors."""
     while ledger.transactions < transactions:
         with contextlib.suppress(Exception):
             run(ledger.kind, ledger.dsn, body)

@@ -66,7 +66,7 @@ def foreign_dsn(foreign_server: TemporaryServer) -> Iterator[str]:
 
 
 def test_language(kind: Kind, foreign_dsn: str, rng: random.Random, audit: Callable) -> None:
-    """A taken lock is told of with the lock, whatever quotation marks the message has."""
+    """The error names a taken lock, with any quotation marks in the server's message."""
     ledger = Ledger(kind, foreign_dsn, rng)
 
     async def enqueue(held: Held, lock: str) -> None:

@@ -26,10 +26,10 @@ ALL_DRIVERS = "EXTCONN_TEST_ALL_DRIVERS"
 
 
 class External:
-    """A connection of some kind, held open; whatever its colour, its methods are called from a plain function.
+    """A connection of some kind, held open. Its methods are called from a plain function, sync and async alike.
 
     Where the kind is synchronous there is no event loop. Where it is asynchronous there is one, which runs while a
-    call does; the connection and all calls live in one task, as in a person's program.
+    call does. The connection and all calls live in one task, as in an application.
     """
 
     def __init__(self, kind: Kind, held: Held, run: Callable[[Callable[[], Any]], Any]) -> None:
@@ -52,7 +52,7 @@ class External:
         self.run(self._held.rollback)
 
     def call(self, target: object, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call *method* of *target*, the one that ends in ``_async`` if that is the connection's colour."""
+        """Call *method* of *target*, or the one that ends in ``_async`` if the connection is asynchronous."""
         name = f"{method}_async" if self.kind.is_async else method
         return self.run(lambda: getattr(target, name)(*args, **kwargs))
 

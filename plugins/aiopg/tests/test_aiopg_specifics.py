@@ -57,7 +57,7 @@ async def test_autocommit(conn: Any, database: Database, ship: Any) -> None:
     "factory", [psycopg2.extras.RealDictCursor, psycopg2.extras.NamedTupleCursor]
 )
 async def test_cursor_factory(dsn: str, ship: Any, factory: Any) -> None:
-    """Rows are plain dicts, whatever the connection's cursors make of them."""
+    """Rows are plain dicts, with every cursor class of the connection."""
     async with (
         aiopg.connect(dsn, cursor_factory=factory) as conn,
         conn.cursor() as cursor,

@@ -120,7 +120,7 @@ class Row(asyncpg.Record):  # type: ignore[misc]
 
 
 async def test_record_class(dsn: str, ship: Any) -> None:
-    """Rows are plain dicts, whatever record class the connection has."""
+    """Rows are plain dicts, also on a connection with a record class of its own."""
     conn = await asyncpg.connect(dsn, record_class=Row)
     async with conn.transaction():
         job_id = await ship.configure(connection=conn).defer_async()

@@ -77,7 +77,7 @@ def test_failed_defer_in_inner_block(connection: Any, database: Database, ship: 
 
 
 def test_savepoint(connection: Any, database: Database, ship: Any) -> None:
-    """Inside a savepoint of ours a taken lock leaves the block as it was, in Django's eyes too."""
+    """Inside our savepoint, a taken lock leaves the block as it was, in Django's eyes too."""
     with transaction.atomic():
         first = ship.configure(connection=connection, queueing_lock="bay").defer(order=1)
         kept = extconn.external(connection, savepoint=True)
@@ -299,7 +299,7 @@ def test_refusals(connection: Any, ship: Any) -> None:
 def test_wrappers_that_prepend_a_statement(
     connection: Any, database: Database, ship: Any, driver: str, wrapped: Any
 ) -> None:
-    """Packages that prepend a statement to each find it as they expect, and the rows are those of ours."""
+    """Packages that prepend a statement to each find it as they expect, and we get our own statement's rows."""
     if driver == "psycopg2":
         pytest.skip("both packages look at the psycopg that is installed, which is 3")
     isolated = extconn.external(connection, savepoint=True)

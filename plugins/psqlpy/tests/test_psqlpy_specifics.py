@@ -177,7 +177,7 @@ async def test_error_without_values(conn: psqlpy.Connection, ship: Any) -> None:
 
 
 async def test_quoted_value(conn: psqlpy.Connection) -> None:
-    """A value that the server quotes in its message stays out of ours."""
+    """A value that the server quotes in its message is not in our error."""
     async with conn.transaction() as transaction:
         connector = ExternalConnector(extconn.external(transaction, savepoint=True))
         with pytest.raises(ConnectorException, match='type bigint: "…"'):
@@ -187,7 +187,7 @@ async def test_quoted_value(conn: psqlpy.Connection) -> None:
 
 
 def test_taken_lock_on_a_server_that_speaks_german() -> None:
-    """The constraint is found whatever the quotation marks, and the lock stands in the error."""
+    """The constraint is found between any quotation marks, and the error names the lock."""
     error = psqlpy.exceptions.Error(
         "Cannot execute query, error - db error: FEHLER: doppelter Schlüsselwert verletzt Unique-Constraint "
         "»procrastinate_jobs_queueing_lock_idx_v1«\nDETAIL: Schlüssel »(queueing_lock)=(b)« existiert bereits."

@@ -1,4 +1,4 @@
-"""psycopg2: `psycopg2.extensions.connection`, whatever its cursor factory."""
+"""psycopg2: `psycopg2.extensions.connection`, with any cursor factory."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _taken(pool: Any) -> Any:
 
 
 def _adapted(args: Mapping[str, Value]) -> dict[str, Any]:
-    """*args* as psycopg2 adapts them by itself, whatever a person has registered for their types."""
+    """*args* as psycopg2 adapts them by itself, without the adapters that an application has registered."""
     extensions: Any = import_module("psycopg2.extensions")
     by_default = {str: extensions.QuotedString, int: extensions.Int, float: extensions.Float}
     by_default[bool] = extensions.Boolean
@@ -104,7 +104,7 @@ def _adapted(args: Mapping[str, Value]) -> dict[str, Any]:
 
 @functools.cache
 def _casters() -> dict[int, Any]:
-    """What reads the types in Procrastinate's rows, whatever a person has registered for them."""
+    """The typecasters for Procrastinate's rows, in place of those that an application has registered."""
     extensions: Any = import_module("psycopg2.extensions")
     names = ("BOOLEAN", "INTEGER", "LONGINTEGER", "PYDATETIMETZ", "UNICODE")
     json = extensions.new_type((114, 3802), "JSON", _as_text)

@@ -63,7 +63,7 @@ class LoudCursor(psycopg2.extensions.cursor):  # type: ignore[misc]
     ],
 )
 def test_cursor_factory(conn: Any, ship: Any, factory: Any) -> None:
-    """Rows are plain dicts, whatever the connection's cursors make of them."""
+    """Rows are plain dicts, with every cursor factory of the connection."""
     conn.cursor_factory = factory
     job_id = ship.configure(connection=conn).defer(order=7)
     rows = ExternalConnector(conn).execute_query_all("SELECT 1 AS one, 'x' AS two")

@@ -89,7 +89,7 @@ class Demonstration:
             try:
                 run(kind, self._dsn, partial(self._commit, outcome))
                 run(kind, self._dsn, partial(self._roll_back, outcome))
-            except Exception as exc:  # noqa: BLE001 - whatever a driver raises is told, and the others go on
+            except Exception as exc:  # noqa: BLE001 - every error of a driver is shown, and the others go on
                 outcome.reason = self._told(exc)
             yield outcome
 

@@ -36,7 +36,7 @@ def doctor(dsn: str, as_json: bool) -> None:
     """Find out why jobs cannot be deferred in your transactions.
 
     Looks at Procrastinate, the plugins, the server and the schema. Then each kind of connection that is installed
-    defers a job, in a transaction that is rolled back: nothing stays of it but gaps among the ids.
+    defers a job, in a transaction that is rolled back. Only gaps among the ids remain.
 
     The exit status is 0 if all is well, 1 if there are problems, and 2 if the command was not understood.
     """

@@ -104,7 +104,7 @@ class Trials:
         try:
             job_id = run(kind, self._address.dsn, defer)
             self._expect_nothing(job_id)
-        except Exception as exc:  # noqa: BLE001 - whatever a driver raises is told, and the others go on
+        except Exception as exc:  # noqa: BLE001 - every error of a driver is shown, and the others go on
             return self._explain(exc, kind, is_open=is_open)
         return None
 

@@ -52,8 +52,8 @@ def clause(
 ) -> Callable[[Body], Callable[..., None]]:
     """Make a test of one clause, for sync and async connections alike.
 
-    The body is an ``async def`` method that takes a `Caller` (on pools, a `Lender`) and awaits nothing but its
-    methods, unless it is for async connections only. Its docstring's first sentence is the clause.
+    The body is an ``async def`` method that takes a `Caller`, or on pools a `Lender`. It awaits nothing but
+    methods of that object, unless it is for async connections only. Its docstring's first sentence is the clause.
 
     :param on: each kind, each async kind, each kind that commits by itself, or each pool.
     :param once_closed: on a connection whose owner has closed it, or given it back, already.

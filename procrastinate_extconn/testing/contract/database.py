@@ -46,7 +46,7 @@ class Database:
         self._name = f"extconn_contract_{secrets.token_hex(6)}"
         self.dsn: str = database_dsn(server, self._name)
         self._notified: list[psycopg.Notify] = []
-        # Whatever goes wrong on the way, nothing stays on the server.
+        # If a step fails, nothing stays on the server.
         with ExitStack() as stack:
             self._on_server("CREATE DATABASE {}")
             stack.callback(self._on_server, "DROP DATABASE IF EXISTS {} WITH (FORCE)")
@@ -64,7 +64,7 @@ class Database:
             self.native.open()
             stack.callback(self.native.close)
             self.drop: Callable[[], None] = stack.pop_all().close
-            """Removes it, whoever is still connected."""
+            """Removes it, and ends the connections that are still open."""
 
     def _on_server(self, query: LiteralString) -> None:
         with psycopg.connect(self.server, autocommit=True) as conn:

@@ -30,8 +30,8 @@ class DiscoveryClauses:
     async def test_is_found(self, caller: Caller) -> None:
         """The plugin is found by its name, and takes the connection."""
         await caller.defer()
-        taker = plugins().taker(caller.conn)
-        must(taker == caller.kind.plugin, f"{taker!r} takes it")
+        claimed_by = plugins().claimed_by(caller.conn)
+        must(claimed_by == caller.kind.plugin, f"{claimed_by!r} takes it")
 
     @clause()
     async def test_imports_no_driver(self, caller: Caller) -> None:

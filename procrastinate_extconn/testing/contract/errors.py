@@ -60,7 +60,7 @@ class ErrorClauses:
 
     @clause()
     async def test_other_unique_violation(self, caller: Caller) -> None:
-        """A unique violation of another constraint is no `AlreadyEnqueued`, whatever its text quotes."""
+        """A unique violation of another constraint is no `AlreadyEnqueued`, even if its text quotes that one's name."""
         await caller.execute("INSERT INTO orders VALUES (1)")
         await caller.execute("CREATE TEMPORARY TABLE named (lock text UNIQUE)")
         text = "procrastinate_jobs_queueing_lock_idx_v1"

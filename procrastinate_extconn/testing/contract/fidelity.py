@@ -39,7 +39,7 @@ class FidelityClauses:
 
     @clause()
     async def test_jobs_are_stored_as_sent(self, caller: Caller) -> None:
-        """Whatever is deferred is stored as Procrastinate's own psycopg connector stores it."""
+        """Each job is stored as Procrastinate's own psycopg connector stores it."""
         await _stored_as_by_psycopg(caller, difficult_jobs())
 
     @clause()
@@ -90,7 +90,7 @@ class FidelityClauses:
 
     @clause()
     async def test_placeholders(self, caller: Caller) -> None:
-        """Each placeholder gets its own value, however many there are, whatever their names, order and repetitions."""
+        """Each placeholder gets its own value, with any number, names, order and repetitions of them."""
         names = ["a", "ab", "a_b", "a1", "a11", "abc", "b", "A", "n", "nn", "lock", "queueing_lock"]
         sent = {name: 10 + n for n, name in enumerate(reversed(names))}
         columns = [f'%({name})s::bigint AS "{name}"' for name in names]

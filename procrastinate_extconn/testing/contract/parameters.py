@@ -27,7 +27,7 @@ class Faulty(Exception):
 def parameters(contract: type[PluginContract], clause: Clause) -> list[Any]:
     """What *clause* is tried on, as pytest wants it.
 
-    :raises Faulty: if the class leaves something untested, or names what is not there.
+    :raises Faulty: if the class leaves something untested, or names something that does not exist.
     """
     _check_exemptions(contract)
     kinds = _kinds(contract)

@@ -62,7 +62,7 @@ class TransactionClauses:
 
     @clause()
     async def test_invisible_before_commit(self, caller: Caller) -> None:
-        """Before the commit the caller sees the jobs and nobody else does, whatever their shape and number."""
+        """Before the commit the caller sees the jobs and nobody else does, with each shape and number of jobs."""
         ids: list[int] = []
         for shape, jobs in _SHAPES.items():
             ids += await caller.defer(*jobs)

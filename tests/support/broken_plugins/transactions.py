@@ -89,7 +89,7 @@ class CommitsBatchesItBegan(Fault):
 
 
 class CommitsOtherWrites(Commits):
-    """Commits whatever is no job."""
+    """Commits every statement that defers no job."""
 
     clause = "writes"
     why = "others see what"

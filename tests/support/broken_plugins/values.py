@@ -232,7 +232,7 @@ class ForgetsPercentsWithoutArguments(Fault):
 
 
 class ReplacesColons(Fault):
-    """Takes whatever has a colon before it for a placeholder."""
+    """Takes every word after a colon for a placeholder."""
 
     clause = "values_come_back"
     why = "literal came back as"

@@ -1,4 +1,4 @@
-"""Synchronous and asynchronous calls, each on a connection of its own colour or refused before anything is sent."""
+"""A sync call takes a sync connection, an async call an async one; otherwise it is refused and nothing is sent."""
 
 from __future__ import annotations
 
