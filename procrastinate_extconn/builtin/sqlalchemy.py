@@ -88,12 +88,7 @@ def execute_on_external(
     if is_async is None:
         return None
     if not is_async:
-        try:
-            return _execute(_current(conn), query, args)
-        except Exception as exc:
-            if type(exc).__name__ == "MissingGreenlet":
-                raise SyncAsyncMismatch(_NO_GREENLET) from exc
-            raise
+        return _execute(_current(conn), query, args)
     return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
 
 
@@ -213,9 +208,19 @@ def describe_external(conn: Any) -> Description | None:
     is_connection = _CONNECTION.find(target)
     bind = target if is_connection else bind_of(target)
     dialect = bind.dialect
+    if dialect.is_async and not is_async and not _in_greenlet():
+        # Before SQLAlchemy notices, which leaves a coroutine behind.
+        raise SyncAsyncMismatch(_NO_GREENLET)
     state = _state(target) if is_connection else _session_state(target, bind)
     begin = _BEGIN[bool(is_connection), is_async]
     return Description(dialect.driver, "sqlalchemy", is_async, state, begin, dialect.name)
+
+
+def _in_greenlet() -> bool:
+    from sqlalchemy.util import concurrency
+
+    in_greenlet = getattr(concurrency, "in_greenlet", None)  # older versions lack it
+    return in_greenlet is None or in_greenlet()
 
 
 def _current(conn: Any) -> Any:
