@@ -24,9 +24,9 @@ class StrictInMemoryConnector(InMemoryConnector):
     """An `InMemoryConnector` that refuses the connections which a real connector would refuse.
 
     A job that is deferred with ``connection=`` or in a ``using()`` block needs an open connection. A sync call needs a
-    sync connection, and an async call an async one. A pool, a closed connection, a stand-in and another task's connection are refused. The
-    job's arguments have to be JSON. Nothing is sent to the connection: the job stays in memory, also when the
-    transaction is rolled back.
+    sync connection, and an async call an async one. A pool, a closed connection, a stand-in and another task's
+    connection are refused. The job's arguments have to be JSON. Nothing is sent to the connection: the job stays in
+    memory, also when the transaction is rolled back.
 
     :param without_connection: as in `procrastinate_extconn.install`, which decides if this is None.
     """
