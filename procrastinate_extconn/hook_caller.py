@@ -73,22 +73,22 @@ class HookCaller(Generic[R]):
         wrappers = self._manager.subset_hook_caller(self._hook, remove_plugins=plain)
         result: R = wrappers.call_extra([ask], arguments)
         if took:
-            chosen = took[0]
+            first = took[0]
             if not isinstance(result, self._expected):
                 raise ExternalConnectionError(
-                    f"the plugin {chosen.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it "
-                    f"should return {self._expected.__name__} or None"
+                    f"the plugin {first.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it should "
+                    f"return {self._expected.__name__} or None"
                 )
-            call: Any = chosen.function
-            if wrapping or chosen.argnames != parameters:
-                others = [plugin for plugin in plain if plugin is not chosen.plugin]
+            call: Any = first.function
+            if wrapping or first.argnames != parameters:
+                others = [plugin for plugin in plain if plugin is not first.plugin]
                 call = _by_position(
                     self._manager.subset_hook_caller(self._hook, others), parameters
                 )
             if len(claims) >= _CACHED:
                 claims.clear()
-            claims[type(values[0]), values[0].__class__] = chosen.plugin_name, call
-            self._log(chosen.plugin_name, values[0])
+            claims[type(values[0]), values[0].__class__] = first.plugin_name, call
+            self._log(first.plugin_name, values[0])
         return result
 
     def _log(self, plugin: str, subject: object) -> None:

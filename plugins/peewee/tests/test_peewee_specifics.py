@@ -1,4 +1,4 @@
-"""What only Peewee has: one database object for all threads or tasks, proxies, query hooks, async databases."""
+"""What only Peewee has: one object for all threads or tasks, proxies, query hooks, sync and async databases."""
 
 from __future__ import annotations
 
