@@ -88,7 +88,12 @@ def execute_on_external(
     if is_async is None:
         return None
     if not is_async:
-        return _execute(_current(conn), query, args)
+        target = _current(conn)
+        bind = target if _CONNECTION.find(target) else bind_of(target)
+        # Before SQLAlchemy notices, which leaves a coroutine behind.
+        if bind.dialect.is_async and not _in_greenlet():
+            raise SyncAsyncMismatch(_NO_GREENLET)
+        return _execute(target, query, args)
     return _current(conn).run_sync(_execute, query, args)  # type: ignore[no-any-return]
 
 
@@ -208,9 +213,6 @@ def describe_external(conn: Any) -> Description | None:
     is_connection = _CONNECTION.find(target)
     bind = target if is_connection else bind_of(target)
     dialect = bind.dialect
-    if dialect.is_async and not is_async and not _in_greenlet():
-        # Before SQLAlchemy notices, which leaves a coroutine behind.
-        raise SyncAsyncMismatch(_NO_GREENLET)
     state = _state(target) if is_connection else _session_state(target, bind)
     begin = _BEGIN[bool(is_connection), is_async]
     return Description(dialect.driver, "sqlalchemy", is_async, state, begin, dialect.name)
