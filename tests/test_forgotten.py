@@ -181,7 +181,9 @@ def test_each_mode(dsn: str, mode: Any, make: Callable[[str], Any]) -> None:
 @contextlib.contextmanager
 def lent(app: procrastinate.App) -> Iterator[None]:
     """Open the app, and the pool that it may stand on."""
-    pool = getattr(app.connector, "pool", None)
+    pool: Any = None
+    if isinstance(app.connector, extconn.PoolConnector):
+        pool = app.connector.pool
     with pool or contextlib.nullcontext(), app.open():
         yield
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -150,6 +151,8 @@ class MyPlugin:
         return None
 
 
+warnings.simplefilter("error", extconn.OutsideTransactionWarning)
+warnings.simplefilter("error", extconn.PluginWarning)
 plugin = MyPlugin()
 assert_type(extconn.register(plugin, name="mydriver"), str)
 extconn.unregister(plugin)
