@@ -12,6 +12,13 @@ from procrastinate_extconn.testing import Kind, PluginContract
 CONNECTION, TRANSACTION = kinds_of("psqlpy")
 NO_STATE = "a connection shows neither a BEGIN that was sent as SQL nor what became of it"
 NO_SQLSTATE = "psqlpy gives the text of an error alone"
+DEAF = "a connection of psqlpy's pool hears no notification: its listener opens one of its own, beyond the pool's size"
+NO_LISTENER = {
+    "pool_listens": DEAF,
+    "listener_runs_statements": DEAF,
+    "listener_is_tidied_up": DEAF,
+    "listener_ends_with_its_connection": DEAF,
+}
 
 
 @asynccontextmanager
@@ -35,6 +42,7 @@ class TestConnection(PluginContract):
         "state_after_rollback": NO_STATE,
         "autocommit": NO_STATE,
         "sqlstate": NO_SQLSTATE,
+        **NO_LISTENER,
     }
 
 
@@ -46,4 +54,5 @@ class TestTransaction(PluginContract):
     exempt = {
         "state_after_an_error": "a transaction does not show that it has failed",
         "sqlstate": NO_SQLSTATE,
+        **NO_LISTENER,
     }
