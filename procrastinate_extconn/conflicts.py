@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -116,7 +116,7 @@ async def execute(
 
 
 @contextmanager
-def _setting() -> Iterator[str]:
+def _setting() -> Generator[str]:
     """A setting of this call's own. The names are few, so that a driver prepares the statements once."""
     try:
         number = _free.pop()

@@ -180,15 +180,16 @@ class ExternalConnector(OneBodyConnector):
             "method of the same name that ends in _async"
         )
 
-    def _decoded(self, rows: Rows, query: str) -> Rows:
+    def _decoded(self, rows: Any, query: str) -> Rows:
         if not isinstance(rows, list):
             raise self._fault(rows, "rows")
-        for row in rows:
+        found: list[Any] = rows
+        for row in found:
             if not isinstance(row, dict):
                 raise self._fault(row, "a row")
-        if rows and wire.DEFERS in query and not isinstance(rows[0].get("id"), int):
-            raise self._fault(rows[0].get("id"), "a job's id")
-        return wire.decode(rows, self.json_loads)
+        if found and wire.DEFERS in query and not isinstance(found[0].get("id"), int):
+            raise self._fault(found[0].get("id"), "a job's id")
+        return wire.decode(found, self.json_loads)
 
     def _fault(self, returned: object, place: str) -> ExternalConnectionError:
         return ExternalConnectionError(

@@ -111,7 +111,7 @@ class Plugins:
         # Among plugins that want to be asked last, pluggy asks the newest last.
         if self._manager.has_plugin(_FALLBACK):
             self._manager.unregister(name=_FALLBACK)
-        self._manager.register(fallback.Fallback(self.names, self._is_taken), _FALLBACK)
+        self._manager.register(fallback.Fallback(self.names, self.is_taken), _FALLBACK)
         self._forget()
         return name
 
@@ -162,7 +162,8 @@ class Plugins:
         plugin: object | None = self._manager.get_plugin(name)
         return plugin
 
-    def _is_taken(self, conn: object) -> bool:
+    def is_taken(self, conn: object) -> bool:
+        """Whether a plugin that describes takes *conn*."""
         return self.describe(conn) is not None
 
     def claimed_by(self, conn: object) -> str | None:
@@ -268,7 +269,7 @@ def describe(conn: object) -> Description:
         return description
     blind = set(found.names()) - set(found.names("describe_external"))
     if not blind:
-        raise fallback.Fallback(found.names, found._is_taken).refusal(conn)
+        raise fallback.Fallback(found.names, found.is_taken).refusal(conn)
     cls = conn.__class__
     return Description(
         driver=cls.__module__.partition(".")[0],

@@ -33,9 +33,12 @@ T = TypeVar("T")
 logger: logging.Logger = logging.getLogger(__name__)
 
 _REGISTER, _UNREGISTER = sql.queries["register_worker"], sql.queries["unregister_worker"]
-_OWN = {_UNREGISTER, FETCH, JOB_ROW, UNLOCKED_JOB_ROW, DELETE_COMPLETED_JOB}
-_OWN |= {
-    sql.queries[name] for name in ("update_heartbeat", "list_jobs_to_abort", "defer_periodic_job")
+_OWN = {
+    *(_UNREGISTER, FETCH, JOB_ROW, UNLOCKED_JOB_ROW, DELETE_COMPLETED_JOB),
+    *(
+        sql.queries[name]
+        for name in ("update_heartbeat", "list_jobs_to_abort", "defer_periodic_job")
+    ),
 }
 """What a worker asks, besides the end of each job that it has fetched."""
 
@@ -153,7 +156,8 @@ class WorkerSession:
 
     def _is_over(self, ends_job: bool) -> bool:
         """Whether the worker stops, and has no time left."""
-        if self._worker is None or not self._worker._stop_event.is_set():
+        stopping: Any = getattr(self._worker, "_stop_event", None)
+        if stopping is None or not stopping.is_set():
             return False
         self._stopping_since = self._stopping_since or time.monotonic()
         grace = self._worker.shutdown_graceful_timeout if ends_job else _FAREWELL
@@ -194,6 +198,9 @@ def session_of(connector: PoolConnector) -> WorkerSession | None:
 
 def _asking_worker() -> Worker | None:
     frame = inspect.currentframe()
-    while frame and not isinstance(worker := frame.f_locals.get("self"), Worker):
+    while frame:
+        worker = frame.f_locals.get("self")
+        if isinstance(worker, Worker):
+            return worker
         frame = frame.f_back
-    return worker if frame else None
+    return None

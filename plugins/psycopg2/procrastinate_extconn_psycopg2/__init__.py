@@ -90,8 +90,12 @@ def _taken(pool: Any) -> Any:
 def _adapted(args: Mapping[str, Value]) -> dict[str, Any]:
     """*args* as psycopg2 adapts them by itself, without the adapters that an application has registered."""
     extensions: Any = import_module("psycopg2.extensions")
-    by_default = {str: extensions.QuotedString, int: extensions.Int, float: extensions.Float}
-    by_default[bool] = extensions.Boolean
+    by_default: dict[type, Any] = {
+        str: extensions.QuotedString,
+        bool: extensions.Boolean,
+        int: extensions.Int,
+        float: extensions.Float,
+    }
     registered = extensions.adapters
     return {
         name: default(value)
