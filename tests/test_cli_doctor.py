@@ -180,7 +180,7 @@ def test_read_only(dsn: str) -> None:
 
 
 def test_rolls_back_nothing_it_does_not_own(dsn: str) -> None:
-    """A trigger that refuses jobs is told with the server's reason, once for all drivers."""
+    """A trigger that refuses jobs is told with its SQLSTATE, once for all drivers, and without its own text."""
     sql(
         dsn,
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no jobs today'; END $$",
@@ -190,7 +190,7 @@ def test_rolls_back_nothing_it_does_not_own(dsn: str) -> None:
     assert result.exit_code == 1
     assert f"0 of {len(INSTALLED)} kinds of connection" in result.output
     assert "every kind of connection: " in result.output
-    assert "psycopg: no jobs today (SQLSTATE P0001)" in result.output
+    assert "(SQLSTATE P0001)" in result.output
 
 
 @pytest.fixture(scope="module")

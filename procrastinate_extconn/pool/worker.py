@@ -156,8 +156,10 @@ class WorkerSession:
 
     def _is_over(self, ends_job: bool) -> bool:
         """Whether the worker stops, and has no time left."""
-        stopping: Any = getattr(self._worker, "_stop_event", None)
-        if stopping is None or not stopping.is_set():
+        if self._worker is None:
+            return False
+        stopping: Any = vars(self._worker)["_stop_event"]
+        if not stopping.is_set():
             return False
         self._stopping_since = self._stopping_since or time.monotonic()
         grace = self._worker.shutdown_graceful_timeout if ends_job else _FAREWELL
