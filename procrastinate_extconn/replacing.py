@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-lock = threading.RLock()
+lock: Any = threading.RLock()
 """Guards what is replaced, and what `install` and `patch` change."""
 
 _replaced: dict[tuple[Any, str, str], tuple[Any, Any]] = {}

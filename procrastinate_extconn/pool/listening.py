@@ -51,7 +51,7 @@ class HeldConnection:
     def __init__(self, pool: object, run_on: RunOn) -> None:
         self.pool = pool
         self.channels: Sequence[str] = ()
-        self.listens = False
+        self.listens: bool = False
         """Whether the present connection listens on the channels."""
         self._run_on = run_on
         self._lock = asyncio.Lock()

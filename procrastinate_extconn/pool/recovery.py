@@ -43,8 +43,10 @@ class OwnStatement:
     ) -> None:
         self.query = query
         self.arguments = arguments
-        self.attempts = running.get(arguments.get("job_id", 0)) if query in ENDS else None
-        self.in_doubt = in_doubt
+        self.attempts: int | None = (
+            running.get(arguments.get("job_id", 0)) if query in ENDS else None
+        )
+        self.in_doubt: bool = in_doubt
         """Whether it may have run, although no reply has come."""
         self._running = running
 

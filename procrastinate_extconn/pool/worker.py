@@ -60,7 +60,7 @@ class WorkerSession:
 
     def __init__(self, connector: PoolConnector, worker: Worker | None) -> None:
         self.connector = connector
-        self.closed = False
+        self.closed: bool = False
         self._worker = worker
         self._held = HeldConnection(connector.pool, connector.run_on)
         self._running: dict[int, int] = {}

@@ -14,6 +14,7 @@ from ..hookspecs import Description, Rows
 from ..options import unwrap
 from ..plugins import describe
 from ..sync_async import done, finish
+from ..wire import Loads
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class TestedConnection(ExternalConnector):
 
     def __init__(self, conn: object, app_connector: BaseConnector | None = None) -> None:
         super().__init__(unwrap(conn), json_dumps=_json(app_connector, "dumps"))
-        self.json_loads = _json(app_connector, "loads")
+        self.json_loads: Loads | None = _json(app_connector, "loads")
         self.description: Description = describe(conn)
 
     def run_query(

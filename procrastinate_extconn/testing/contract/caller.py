@@ -60,7 +60,7 @@ class Caller:
         self.conn: Any = held.conn
         self.database = database
         self.wiretap: Wiretap | None = None
-        self.gone = False
+        self.gone: bool = False
         """Whether the connection was ended, so that giving it back may fail."""
         self._held: Held = held
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import pytest
+from _pytest.outcomes import Failed
 
 from ...exceptions import PluginWarning
 from ...hookspecs import PROJECT_NAME
@@ -30,12 +31,11 @@ if TYPE_CHECKING:
 TIME_LIMIT = 30.0
 """Seconds for one clause on one kind. The server cancels a statement after 20."""
 
-_Failed: Any = pytest.fail.Exception
 _SEEN = pytest.StashKey["dict[tuple[str, str], str]"]()
 _NEVER_OPEN = pytest.StashKey["dict[str, str]"]()
 
 
-class ContractBroken(_Failed):  # type: ignore[misc]
+class ContractBroken(Failed):
     """A plugin does not do what the contract asks, or its test class does not let the kit find out."""
 
     def __init__(self, text: str) -> None:
