@@ -12,18 +12,12 @@ from collections.abc import Generator
 from contextvars import ContextVar, Token
 from typing import TypeVar
 
-from .exceptions import ExternalConnectionError
+from .exceptions import MEANT, ExternalConnectionError
 from .layer import layer
 from .options import unwrap
 from .queries import MANAGER_QUERIES, WORKER_QUERIES
 
 C = TypeVar("C")
-
-MEANT = (
-    "Where it is meant to commit by itself, as in a hook that runs after the commit (on_commit, after_commit), enter "
-    "procrastinate_extconn.standalone()"
-)
-"""What a refusal says of `standalone`."""
 
 
 class _Block:

@@ -43,3 +43,10 @@ class OutsideTransactionWarning(UserWarning):
 
 class PluginWarning(UserWarning):
     """A plugin could not be loaded, or leaves out a part of the contract."""
+
+
+MEANT = (
+    "Where it is meant to commit by itself, as in a hook that runs after the commit (on_commit, after_commit), enter "
+    "procrastinate_extconn.standalone()"
+)
+"""What a refusal says of `standalone`."""

@@ -7,7 +7,7 @@ from typing import Any
 from procrastinate.connector import BaseConnector
 
 from . import ambient
-from .exceptions import OutsideTransaction
+from .exceptions import MEANT, OutsideTransaction
 from .layer import layer
 from .options import OutsideMode
 from .own_work import is_own_work
@@ -59,5 +59,5 @@ def _text(connector: BaseConnector, begin: str | None) -> str:
     return (
         f"this call has no connection, so {type(connector).__name__} would commit it by itself, even if your "
         f"transaction is rolled back: {advice}pass the connection, as in configure(connection=...), or enter "
-        f"procrastinate_extconn.using(connection). {ambient.MEANT}"
+        f"procrastinate_extconn.using(connection). {MEANT}"
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..ambient import MEANT
-from ..exceptions import UnusableConnection
+from ..exceptions import MEANT, UnusableConnection
 from .sqlalchemy_routing import bind_of, is_routed
 
 if TYPE_CHECKING:
