@@ -350,6 +350,7 @@ async def test_django_calls_the_same_function(app: procrastinate.App) -> None:
 @pytest.mark.parametrize("name", ["_process_job", "_persist_job_status"])
 def test_a_worker_is_not_hindered_where_its_methods_have_other_names(dsn: str, name: str) -> None:
     """Where a job's run cannot be told from the worker's own work, neither is refused, and `doctor` says so."""
+    pytest.importorskip("click")
     program = """
         from procrastinate import worker
         source = inspect.getsource(worker).replace(NAME, "_renamed")

@@ -161,9 +161,8 @@ def test_nothing_to_roll_back(dsn: str) -> None:
 @pytest.mark.filterwarnings("ignore:the plugin 'psqlpy' does not tell")
 async def test_nothing_to_roll_back_where_only_the_server_knows(dsn: str) -> None:
     """So is one that does not tell by itself that it is in no transaction."""
+    pytest.importorskip("procrastinate_extconn_psqlpy")
     [kind] = [kind for kind in all_kinds() if kind.id == "psqlpy"]
-    if missing := kind.missing():
-        pytest.skip(f"not installed: {', '.join(missing)}")
     async with kind.open(dsn) as held:
         await held.rollback()
         with pytest.raises(extconn.OutsideTransaction, match="open a transaction first"):

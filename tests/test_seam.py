@@ -31,6 +31,7 @@ app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=DSN))
 
 def run(change: str, program: str, dsn: str) -> list[str]:
     """What *program* prints, with a Procrastinate that was changed before the layer was imported."""
+    pytest.importorskip("click")  # of the doctor, whose findings are shown
     before = BEFORE.replace("CHANGE", change)
     return run_python(program, before, SUPPORT=SUPPORT, DSN=dsn).splitlines()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import psycopg
@@ -37,7 +38,7 @@ def placed(place: str, text: str) -> tuple[dict[str, Any], dict[str, str]]:
 class Fidelity:
     """Defers jobs that may be refused.
 
-    :param reason: what a refusal says.
+    :param reason: a regular expression for what a refusal says.
     """
 
     def __init__(self, ledger: Ledger, reason: str) -> None:
@@ -64,13 +65,13 @@ class Fidelity:
             self.sent[order] = arguments, queue, options.get("lock"), options.get("queueing_lock")
             await ledger.commit(held, order)
             return
-        assert self._reason in said
+        assert re.search(self._reason, said), said
         assert "0x" not in said, "the bytes of a character"
         if "Your transaction is as it was before." in said:
             await ledger.defer(held.conn, order)
             await ledger.commit(held, order)
         else:
-            assert "roll it back" in said
+            assert "roll it back" in said, said
             await done(held.rollback())
 
     def stored(self) -> dict[int, Job]:

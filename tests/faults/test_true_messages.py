@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
 import re
 import threading
@@ -200,7 +201,11 @@ def test_a_generator_that_another_thread_closes(
     dsn: str, app: procrastinate.App, task: Any
 ) -> None:
     """A block that was left in another thread is over for the one that entered it, too."""
+    # Nobody can take such a block out of its context: no other test shall inherit it.
+    contextvars.copy_context().run(_closed_by_another_thread, dsn, app, task)
 
+
+def _closed_by_another_thread(dsn: str, app: procrastinate.App, task: Any) -> None:
     def holding(conn: Any) -> Iterator[None]:
         with extconn.using(conn):
             yield

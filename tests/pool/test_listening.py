@@ -110,9 +110,7 @@ async def test_what_cannot_listen_is_named(
 def _unopened(kind: str, dsn: str) -> Any:
     if kind == "psycopg":
         return AsyncConnectionPool(dsn, open=False)
-    import asyncpg
-
-    return asyncpg.create_pool(dsn)
+    return pytest.importorskip("asyncpg").create_pool(dsn)
 
 
 @pytest.mark.parametrize(

@@ -155,19 +155,6 @@ class BindsInOrder(Fault):
         return super().execute(raw, query, args)
 
 
-class DropsNuls(Fault):
-    """Makes a text fit to be stored."""
-
-    clause = "nul"
-    why = "nothing was raised instead of ConnectorException"
-
-    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
-        for name, value in args.items():
-            if isinstance(value, str):
-                args[name] = value.replace("\0", "")
-        return super().execute(raw, query, args)
-
-
 class ReplacesSurrogates(Fault):
     """Replaces what cannot be encoded."""
 
