@@ -159,7 +159,7 @@ class ReplacesSurrogates(Fault):
     """Replaces what cannot be encoded."""
 
     clause = "half_characters"
-    why = "for 'half \\ud83e.', nothing was raised"
+    why = "nothing was raised instead of ConnectorException"
 
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         for name, value in args.items():
