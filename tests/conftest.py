@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import secrets
@@ -23,7 +24,7 @@ from holding import (  # noqa: F401 - fixtures
     task,
     watch,
 )
-from installing import fresh, site  # noqa: F401 - fixtures
+from installing import fresh, layer_off, site  # noqa: F401 - fixtures
 from procrastinate.schema import SchemaManager
 from psycopg.sql import SQL, Identifier
 
@@ -68,7 +69,24 @@ class Databases:
         try:
             yield name
         finally:
-            self._conn.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        """Drop a database.
+
+        The server waits for every session, also for one that is still in authentication: up to a minute. If a test
+        cancelled a connection attempt, the collector closes its socket.
+        """
+        drop = SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name))
+        self._conn.execute("SET statement_timeout = '2s'")
+        try:
+            self._conn.execute(drop)
+        except psycopg.errors.QueryCanceled:
+            self._conn.execute("RESET statement_timeout")
+            gc.collect()
+            self._conn.execute(drop)
+        else:
+            self._conn.execute("RESET statement_timeout")
 
     def dsn(self, name: str) -> str:
         """Return the URI of a database."""

@@ -15,6 +15,7 @@ from procrastinate.testing import InMemoryConnector
 import procrastinate_extconn as extconn
 
 LOGGER = "procrastinate.jobs"
+pytestmark = pytest.mark.usefixtures("layer_off")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from procrastinate.testing import InMemoryConnector
 import procrastinate_extconn as extconn
 from procrastinate_extconn.layer import layer
 
+pytestmark = pytest.mark.usefixtures("layer_off")
 CONTRIB = {
     "procrastinate.contrib.psycopg2": "psycopg2",
     "procrastinate.contrib.sqlalchemy": "sqlalchemy",
@@ -48,15 +49,6 @@ class Careful(procrastinate.SyncPsycopgConnector):
     ) -> Any:
         self.overridden += 1
         return super().execute_query_all_with_connection(connection, query, **arguments)
-
-
-@pytest.fixture(autouse=True)
-def pristine() -> Iterator[None]:
-    """No test leaves the layer on, be it for one connector."""
-    yield
-    for connector in list(layer.patched):
-        extconn.unpatch(connector)
-    extconn.uninstall()
 
 
 @pytest.fixture

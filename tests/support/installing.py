@@ -1,4 +1,4 @@
-"""Distributions that a test installs: plugins of strangers, found by their entry points."""
+"""What a test installs: the layer, and plugins of strangers that are found by their entry points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import procrastinate_extconn as extconn
 from procrastinate_extconn import plugins as plugins_module
+from procrastinate_extconn.layer import layer
 
 
 class Site:
@@ -49,3 +51,17 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plugins are found anew, and what a test registers is forgotten."""
     monkeypatch.setattr(plugins_module, "_plugins", None)
+
+
+@pytest.fixture
+def layer_off() -> Iterator[None]:
+    """The layer is off before the test and after it, also for each connector."""
+    _turn_off()
+    yield
+    _turn_off()
+
+
+def _turn_off() -> None:
+    for connector in list(layer.patched):
+        extconn.unpatch(connector)
+    extconn.uninstall()
