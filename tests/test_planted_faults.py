@@ -41,6 +41,8 @@ class TestFaults(PluginContract):
     pools = [one.pool_kind() for one in POOLS]
 """
 CLAUSES = clauses_of(PluginContract)
+# The kit runs once, and takes its time.
+pytestmark = [pytest.mark.xdist_group("planted faults"), pytest.mark.timeout(600)]
 
 
 def name_of(fault: type[Fault], clause: str) -> str:
