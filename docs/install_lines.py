@@ -1,6 +1,6 @@
 """Writes what README and the pages say of installing, as `known_plugins.RELEASED` says.
 
-That is each ``pip install`` line, and each cell of a table that has a part of such a line. A release also takes away the
+That is each ``pip install`` line, and each cell of a table that has a part of such a line. A release also removes the
 words that only hold before it.
 
 ``python docs/install_lines.py`` after that constant has changed; with ``--check``, exits with 1 if a line is wrong.
