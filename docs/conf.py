@@ -1,5 +1,5 @@
 import re
-from importlib.metadata import version as version_of
+from importlib.metadata import metadata
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -7,8 +7,9 @@ from sphinx.util.docutils import SphinxDirective
 project = "procrastinate-extconn"
 author = "The procrastinate-extconn authors"
 copyright = author
-release = version_of(project)
+release = metadata(project)["Version"]
 version = release
+urls = dict(url.split(", ") for url in metadata(project).get_all("Project-URL", []))
 
 extensions = [
     "myst_parser",
@@ -39,6 +40,13 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+# Links to the repository and its edit pages, where pyproject.toml has its address.
+if "Repository" in urls:
+    html_theme_options = {
+        "source_repository": urls["Repository"],
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
 html_title = f"{project} {release}"
 html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]

@@ -1,4 +1,7 @@
-"""Writes each ``pip install`` line of README and the pages as `known_plugins.RELEASED` says.
+"""Writes what README and the pages say of installing, as `known_plugins.RELEASED` says.
+
+That is each ``pip install`` line, and each cell of a table that has a part of such a line. A release also removes the
+words that only hold before it.
 
 ``python docs/install_lines.py`` after that constant has changed; with ``--check``, exits with 1 if a line is wrong.
 """
@@ -7,13 +10,18 @@ import re
 import sys
 from pathlib import Path
 
-from procrastinate_extconn.known_plugins import install_line
+from procrastinate_extconn.known_plugins import RELEASED, install_line
 
 ROOT = Path(__file__).parents[1]
-_LINE = re.compile(r"(?<!bin/)pip install [^\n`|]*")
+_LINE = re.compile(
+    r"(?<!bin/)pip install [^\n`|]*|(?<=\| `)(?:\.|procrastinate-extconn-)[^\n`|]*(?=` \|)"
+)
 _OURS = re.compile(
-    r"(?<=[ '])(?:procrastinate-extconn(?:-(?P<name>[a-z0-9]+))?|\.(?:/plugins/(?P<folder>[a-z0-9]+))?)"
+    r"(?<![^ '])(?:procrastinate-extconn(?:-(?P<name>[a-z0-9]+))?|\.(?:/plugins/(?P<folder>[a-z0-9]+))?)"
     r"(?:\[(?P<extras>[\w,]+)\])?(?=[ ']|$)"
+)
+_BEFORE_A_RELEASE = re.compile(
+    r"There\sis\sno\srelease\syet:[^.]*\.\s|\sin\sa\sclone\sof\sprocrastinate-extconn(?=\.)"
 )
 
 
@@ -24,7 +32,8 @@ def _target(match: re.Match[str]) -> str:
 
 def written(text: str) -> str:
     """*text* with the lines as they should be."""
-    return _LINE.sub(lambda line: _OURS.sub(_target, line[0]), text)
+    text = _LINE.sub(lambda line: _OURS.sub(_target, line[0]), text)
+    return _BEFORE_A_RELEASE.sub("", text) if RELEASED else text
 
 
 def main() -> int:

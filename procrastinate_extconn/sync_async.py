@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine that never suspends: how a sync call runs what an async call awaits."""
+    __tracebackhide__ = True
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from procrastinate_extconn.known_plugins import KNOWN
+from procrastinate_extconn.known_plugins import KNOWN, install_line, where
 from procrastinate_extconn.plugins import plugins
 
 MAIN = "from procrastinate_extconn.cli import main; main()"
@@ -64,7 +64,7 @@ def test_without_the_extra(name: str) -> None:
     assert result.stdout == ""
     assert result.stderr == (
         f"procrastinate-extconn: the command line needs {first}, which is not installed: "
-        "run `pip install '.[cli]'` in a clone of procrastinate-extconn\n"
+        f"run `{install_line(extras='cli')}`{where()}\n"
     )
 
 

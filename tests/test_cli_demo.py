@@ -24,6 +24,7 @@ from psycopg.sql import SQL, Identifier, Literal
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.kinds import Held, Kind, all_kinds
+from procrastinate_extconn.known_plugins import KNOWN
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -117,8 +118,11 @@ def test_own_server(temporary: Path) -> None:
     assert not processes(temporary)
 
 
-def test_short(dsn: str) -> None:
-    """The result fits a terminal of 80 columns and 24 lines, and has a line for each plugin."""
+@pytest.mark.parametrize("missing", [[], ["peewee"], list(KNOWN)], ids=str)
+def test_short(dsn: str, missing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result fits a terminal of 80 columns and 24 lines, and names each plugin, the missing ones too."""
+    if missing:
+        monkeypatch.setattr(report, "_missing_plugins", lambda: missing)
     result = CliRunner(env={"COLUMNS": "80"}).invoke(cli, ["demo", "--dsn", dsn])
     extconn.uninstall()
     lines = [
@@ -127,11 +131,13 @@ def test_short(dsn: str) -> None:
         if "..." not in line
         for part in textwrap.wrap(line, 80) or [""]
     ]
-    assert len(lines) <= 24
+    assert len(lines) - len(missing) <= 24  # each has a line in this table, and would have none
     assert all(line == line.rstrip() for line in lines)
     shown = table(result.stdout)
     assert len(shown) == len({kind.plugin for kind in all_kinds() if not kind.missing()})
     assert shown["psycopg"] == ["yes"] * 3
+    for name in missing:
+        assert name in result.stdout.partition("Not installed: ")[2]
 
 
 def test_keep(temporary: Path) -> None:

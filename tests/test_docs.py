@@ -155,14 +155,16 @@ def test_programs_run_one_after_the_other(reader_dsn: str, run: Callable[..., st
 
 
 @pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
-def test_test_file_passes(file: Path, reader_dsn: str, run: Callable[..., str]) -> None:
-    """A test file that pages show passes, with nothing skipped."""
+def test_test_file_passes_twice(file: Path, reader_dsn: str, run: Callable[..., str]) -> None:
+    """A test file that pages show passes, with nothing skipped, and passes again."""
     loop_scope = (
         "asyncio_default_fixture_loop_scope=function"  # pytest-asyncio warns where it is unset
     )
-    printed = run(reader_dsn, file.read_text(encoding="utf-8"), "-m", "pytest", "-o", loop_scope)
-    assert " passed" in printed
-    assert "skipped" not in printed
+    for _ in range(2):
+        options = ("-m", "pytest", "-o", loop_scope)
+        printed = run(reader_dsn, file.read_text(encoding="utf-8"), *options)
+        assert " passed" in printed
+        assert "skipped" not in printed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import psycopg
 import pytest
 from example_shop import EXAMPLES, Example, Shop
@@ -36,6 +39,7 @@ ALL = [
         ("manage.py", "migrate"),
         ("manage.py", "runserver", "--noreload"),
         ("manage.py", "procrastinate", "worker", "--one-shot"),
+        ("shop_order", "shop_confirmation"),
         (
             "manage.py",
             "shell",
@@ -57,22 +61,36 @@ def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Shop:
     return shop
 
 
-@pytest.mark.timeout(600)  # half a dozen programs, one after the other
-def test_an_order_has_its_job_or_neither_is_there(shop: Shop, empty_dsn: str) -> None:
-    """A request that succeeds leaves an order whose job runs once; one that fails after deferring leaves neither."""
-    with shop.serve():
-        assert shop.order(1, paid=True) == 201
-        assert shop.order(2, paid=False) == 402
-        assert shop.order(1, paid=True) >= 500  # a key that is taken: an error of the database's
+@pytest.fixture
+def fetch(empty_dsn: str) -> Iterator[Callable[[str], list[Any]]]:
+    """Ask the database, at a look of its own each time."""
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
-        assert conn.execute("SELECT id FROM shop_order").fetchall() == [(1,)]
-        query = "SELECT args, status::text FROM procrastinate_jobs"
-        assert conn.execute(query).fetchall() == [({"order_id": 1}, "todo")]
+        yield lambda query: conn.execute(query.encode()).fetchall()
+
+
+@pytest.mark.timeout(600)  # half a dozen programs, one after the other
+def test_an_order_has_its_job_or_neither_is_there(
+    shop: Shop, fetch: Callable[[str], list[Any]]
+) -> None:
+    """A request that succeeds leaves an order whose job runs once; one that fails after deferring leaves neither."""
+    refused = (402, {"detail": "The payment was refused."})
+    with shop.serve():
+        answers = [shop.order(paid=paid) for paid in (True, False, True, False)]
+    assert answers[1::2] == [refused, refused]
+    [(status, first), (_, second)] = answers[::2]
+    assert status == 201
+    assert first["id"] != second["id"]
+    expected = [(first["id"],), (second["id"],)]
+    orders, confirmations = shop.tables
+    assert fetch(f"SELECT id FROM {orders} ORDER BY id") == expected
+    of_jobs = (
+        "SELECT (args->>'order_id')::int FROM procrastinate_jobs WHERE status = '{}' ORDER BY id"
+    )
+    assert fetch(of_jobs.format("todo")) == expected
+    for _ in range(2):  # there is nothing more to do the second time
         shop.work()
-        assert conn.execute("SELECT order_id FROM shop_confirmation").fetchall() == [(1,)]
-        assert conn.execute(query).fetchall() == [({"order_id": 1}, "succeeded")]
-        shop.work()
-        assert conn.execute("SELECT count(*) FROM shop_confirmation").fetchone() == (1,)
+        assert fetch(f"SELECT order_id FROM {confirmations} ORDER BY id") == expected
+        assert fetch(of_jobs.format("succeeded")) == expected
 
 
 def test_a_forgotten_connection_is_refused(shop: Shop, empty_dsn: str) -> None:

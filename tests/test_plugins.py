@@ -21,7 +21,7 @@ from procrastinate_extconn import plugins as plugins_module
 from procrastinate_extconn.exceptions import PluginWarning
 from procrastinate_extconn.fallback import Fallback
 from procrastinate_extconn.kinds import kinds_of
-from procrastinate_extconn.known_plugins import KNOWN
+from procrastinate_extconn.known_plugins import KNOWN, install_line, where
 from procrastinate_extconn.plugins import BUILT_IN, plugins
 
 SMALLEST = """
@@ -485,7 +485,7 @@ def test_a_known_driver_without_its_plugin_names_the_package(
     assert str(caught.value) == (
         "procrastinate-extconn does not support external connections of type asyncpg.connection.Connection: "
         "no plugin takes it (asked: sqlalchemy, psycopg). Install "
-        "procrastinate-extconn-asyncpg: run `pip install ./plugins/asyncpg` in a clone of procrastinate-extconn."
+        f"procrastinate-extconn-asyncpg: run `{install_line('asyncpg')}`{where()}."
     )
 
 

@@ -9,6 +9,7 @@ import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import procrastinate
@@ -102,6 +103,14 @@ def test_no_job_of_that_task(conn: Any, app: procrastinate.App) -> None:
     app.configure_task("other", connection=conn).batch_defer({}, {})
     with pytest.raises(AssertionError, match=r"the jobs that do: other \(2\)"):
         assert_deferred(conn, "process_order")
+
+
+def test_failure_points_at_the_test(conn: Any) -> None:
+    """What pytest shows of a failure ends with the line of the test, not with a line of the helper."""
+    with pytest.raises(AssertionError) as caught:
+        assert_deferred(conn, "process_order")
+    shown = caught.traceback.filter(caught)
+    assert [entry.path for entry in shown] == [Path(__file__)]
 
 
 def test_not_deferred(kind: Kind, dsn: str, task: Any) -> None:

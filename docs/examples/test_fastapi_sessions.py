@@ -33,16 +33,16 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    __tablename__ = "shop_order"
+    __tablename__ = "web_order"
 
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Confirmation(Base):
-    __tablename__ = "shop_confirmation"
+    __tablename__ = "web_confirmation"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    order_id: Mapped[int] = mapped_column(ForeignKey("shop_order.id"))
+    order_id: Mapped[int] = mapped_column(ForeignKey("web_order.id"))
 
 
 @queue.task(name="confirm_order")
@@ -60,12 +60,15 @@ async def transaction() -> AsyncIterator[AsyncSession]:
 Session = Annotated[AsyncSession, Depends(transaction, scope="function")]
 
 
-@api.post("/orders/{order_id}", status_code=201)
-async def create_order(order_id: int, paid: bool, session: Session) -> None:
-    session.add(Order(id=order_id))
-    await confirm_order.defer_async(order_id=order_id)
+@api.post("/orders", status_code=201)
+async def create_order(paid: bool, session: Session) -> dict[str, int]:
+    order = Order()
+    session.add(order)
+    await session.flush()
+    await confirm_order.defer_async(order_id=order.id)
     if not paid:
         raise HTTPException(402, "The payment was refused.")
+    return {"id": order.id}
 
 
 # -- the tests ---------------------------------------------------------------------------------
@@ -94,19 +97,21 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 async def test_an_order_is_confirmed(
     connection: AsyncConnection, client: httpx.AsyncClient
 ) -> None:
-    assert (await client.post("/orders/1?paid=true")).status_code == 201
-    await assert_deferred(connection, confirm_order, order_id=1)
+    response = await client.post("/orders?paid=true")
+    assert response.status_code == 201
+    order_id = response.json()["id"]
+    await assert_deferred(connection, confirm_order, order_id=order_id)
 
     await run_deferred(connection, queue)
     async with new_session() as session:
-        assert (await session.scalars(select(Confirmation.order_id))).all() == [1]
+        assert (await session.scalars(select(Confirmation.order_id))).all() == [order_id]
 
 
 @pytest.mark.asyncio
 async def test_a_refused_payment_leaves_nothing(
     connection: AsyncConnection, client: httpx.AsyncClient
 ) -> None:
-    assert (await client.post("/orders/1?paid=false")).status_code == 402
+    assert (await client.post("/orders?paid=false")).status_code == 402
     await assert_not_deferred(connection, confirm_order)
     async with new_session() as session:
         assert (await session.scalars(select(Order.id))).all() == []

@@ -22,16 +22,16 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    __tablename__ = "shop_order"
+    __tablename__ = "web_order"
 
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Confirmation(Base):
-    __tablename__ = "shop_confirmation"
+    __tablename__ = "web_confirmation"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    order_id: Mapped[int] = mapped_column(ForeignKey("shop_order.id"))
+    order_id: Mapped[int] = mapped_column(ForeignKey("web_order.id"))
 
 
 @app.task(name="confirm_order")
@@ -40,12 +40,15 @@ def confirm_order(order_id: int) -> None:
         session.add(Confirmation(order_id=order_id))
 
 
-def place_order(order_id: int, *, paid: bool) -> None:
+def place_order(*, paid: bool) -> int:
     with Session.begin() as session:
-        session.add(Order(id=order_id))
-        confirm_order.configure(connection=session).defer(order_id=order_id)
+        order = Order()
+        session.add(order)
+        session.flush()
+        confirm_order.configure(connection=session).defer(order_id=order.id)
         if not paid:
             raise ValueError("The payment was refused.")
+        return order.id
 
 
 # -- the tests ---------------------------------------------------------------------------------
@@ -63,9 +66,9 @@ def connection() -> Iterator[Connection]:
     engine.dispose()
 
 
-@pytest.mark.parametrize("order_id", [1, 2])
-def test_an_order_is_confirmed(connection: Connection, order_id: int) -> None:
-    place_order(order_id, paid=True)
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_an_order_is_confirmed(connection: Connection, time: str) -> None:
+    order_id = place_order(paid=True)
     assert_deferred(connection, confirm_order, order_id=order_id)
 
     [run] = run_deferred(connection, app)
@@ -76,7 +79,7 @@ def test_an_order_is_confirmed(connection: Connection, order_id: int) -> None:
 
 def test_a_refused_payment_leaves_nothing(connection: Connection) -> None:
     with pytest.raises(ValueError, match="refused"):
-        place_order(1, paid=False)
+        place_order(paid=False)
     assert_not_deferred(connection, confirm_order)
     with Session() as session:
         assert session.scalar(select(func.count(Order.id))) == 0

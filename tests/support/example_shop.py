@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -28,6 +29,7 @@ class Example(NamedTuple):
     prepare: tuple[str, ...]
     serve: tuple[str, ...]
     work: tuple[str, ...]
+    tables: tuple[str, str] = ("orders", "confirmations")
     forget: tuple[str, ...] = ("-c", "import shop; shop.confirm_order.defer(order_id=1)")
     """Defers without a connection, which no page tells anybody to."""
 
@@ -37,6 +39,7 @@ class Shop:
 
     def __init__(self, example: Example, dsn: str) -> None:
         self._example = example
+        self.tables = example.tables
         self._env = {**os.environ, "PYTHONPATH": ".", "PYTHONWARNINGS": "error"}
         for name, value in conninfo_to_dict(dsn).items():
             self._env["PGDATABASE" if name == "dbname" else f"PG{name.upper()}"] = str(value)
@@ -96,18 +99,17 @@ class Shop:
             time.sleep(0.05)  # leaves the processor to the server
         pytest.fail(f"the server ended with status {server.returncode}")
 
-    def order(self, order_id: int, *, paid: bool) -> int:
-        """Place an order, and get the status of the response."""
+    def order(self, *, paid: bool) -> tuple[int, Any]:
+        """Place an order, and get the status of the response and what it says."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}/orders/{order_id}?paid={str(paid).lower()}",
-            method="POST",
+            f"http://127.0.0.1:{self._port}/orders?paid={str(paid).lower()}", method="POST"
         )
         try:
             with urllib.request.urlopen(request, timeout=180) as response:
-                return int(response.status)
+                return response.status, json.load(response)
         except urllib.error.HTTPError as exc:
             with exc:
-                return exc.code
+                return exc.code, json.load(exc)
 
     def work(self) -> None:
         """Run the jobs that are there."""

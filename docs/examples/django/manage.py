@@ -3,7 +3,7 @@
 $ export PGHOST=... PGDATABASE=...
 $ python manage.py migrate
 $ python manage.py runserver &
-$ curl -X POST 'http://127.0.0.1:8000/orders/1?paid=true'
+$ curl -X POST 'http://127.0.0.1:8000/orders?paid=true'
 $ python manage.py procrastinate worker
 """
 

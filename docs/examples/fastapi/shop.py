@@ -3,7 +3,7 @@
 $ export PGHOST=... PGDATABASE=...
 $ PYTHONPATH=. procrastinate --app=shop.queue schema --apply
 $ uvicorn shop:api &
-$ curl -X POST 'http://127.0.0.1:8000/orders/1?paid=true'
+$ curl -X POST 'http://127.0.0.1:8000/orders?paid=true'
 $ PYTHONPATH=. procrastinate --app=shop.queue worker
 """
 
@@ -33,16 +33,16 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    __tablename__ = "shop_order"
+    __tablename__ = "orders"
 
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Confirmation(Base):
-    __tablename__ = "shop_confirmation"
+    __tablename__ = "confirmations"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    order_id: Mapped[int] = mapped_column(ForeignKey("shop_order.id"))
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"))
 
 
 @queue.task(name="confirm_order")
@@ -73,13 +73,15 @@ async def lifespan(api: FastAPI) -> AsyncIterator[None]:
 api = FastAPI(lifespan=lifespan)
 
 
-@api.post("/orders/{order_id}", status_code=201)
-async def create_order(order_id: int, paid: bool, session: Session) -> dict[str, int]:
-    session.add(Order(id=order_id))
-    await notify(order_id)
+@api.post("/orders", status_code=201)
+async def create_order(paid: bool, session: Session) -> dict[str, int]:
+    order = Order()
+    session.add(order)
+    await session.flush()
+    await notify(order.id)
     if not paid:
         raise HTTPException(402, "The payment was refused.")
-    return {"id": order_id}
+    return {"id": order.id}
 
 
 async def notify(order_id: int) -> None:

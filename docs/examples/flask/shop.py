@@ -3,7 +3,7 @@
 $ export PGHOST=... PGDATABASE=...
 $ PYTHONPATH=. procrastinate --app=shop.queue schema --apply
 $ flask --app shop run &
-$ curl -X POST 'http://127.0.0.1:5000/orders/1?paid=true'
+$ curl -X POST 'http://127.0.0.1:5000/orders?paid=true'
 $ PYTHONPATH=. procrastinate --app=shop.queue worker
 """
 
@@ -37,16 +37,16 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    __tablename__ = "shop_order"
+    __tablename__ = "orders"
 
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Confirmation(Base):
-    __tablename__ = "shop_confirmation"
+    __tablename__ = "confirmations"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    order_id: Mapped[int] = mapped_column(ForeignKey("shop_order.id"))
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"))
 
 
 @queue.task(name="confirm_order")
@@ -82,13 +82,15 @@ def end(exception: BaseException | None) -> None:
     session.remove()
 
 
-@web.post("/orders/<int:order_id>")
-def create_order(order_id: int) -> tuple[dict[str, object], int]:
-    session.add(Order(id=order_id))
-    notify(order_id)
+@web.post("/orders")
+def create_order() -> tuple[dict[str, object], int]:
+    order = Order()
+    session.add(order)
+    session.flush()
+    notify(order.id)
     if request.args["paid"] == "false":
         return {"detail": "The payment was refused."}, 402
-    return {"id": order_id}, 201
+    return {"id": order.id}, 201
 
 
 def notify(order_id: int) -> None:

@@ -32,7 +32,7 @@ def show(server: str, outcomes: list[Outcome], *, verbose: bool, as_json: bool) 
     out = console.stdout()
     out.print(f"\n{server}")
     out.print(_table(outcomes, verbose=verbose))
-    _print_not_installed(out)
+    _print_not_installed(out, verbose=verbose)
     failed = [outcome for outcome in outcomes if outcome.reason]
     for outcome in failed:
         out.print(f"{outcome.kind.id}: {outcome.reason}", style="red")
@@ -112,7 +112,12 @@ def _cells(outcomes: list[Outcome]) -> Iterable[Text]:
         yield Text("yes", "green") if all(found) else Text("no", "bold red")
 
 
-def _print_not_installed(out: Console) -> None:
+def _print_not_installed(out: Console, *, verbose: bool) -> None:
+    if not verbose:
+        if plugins := _missing_plugins():
+            how = "`procrastinate-extconn plugins` shows how."
+            out.print(f"Not installed: {', '.join(plugins)}. {how}", style="dim")
+        return
     not_installed = _not_installed()
     if not_installed:
         out.print("Not installed here:", style="dim")
@@ -122,9 +127,13 @@ def _print_not_installed(out: Console) -> None:
         out.print()
 
 
+def _missing_plugins() -> list[str]:
+    return [name for name in KNOWN if name not in loaded_plugins().names()]
+
+
 def _not_installed() -> dict[str, list[str]]:
     """The command that installs them -> the connections that are not there: kinds, and plugins that are known."""
-    found = {install_line(name): [name] for name in KNOWN if name not in loaded_plugins().names()}
+    found = {install_line(name): [name] for name in _missing_plugins()}
     for kind in all_kinds():
         if missing := kind.missing():
             names = [_DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in missing]

@@ -14,6 +14,7 @@ from ...kinds import all_kinds
 from .. import console
 from ..plugins import DISTRIBUTION, version
 from ..server_address import ServerAddress
+from .application import application
 from .findings import Finding
 from .installation import interface, plugin_findings
 from .pooling import pooler
@@ -31,16 +32,25 @@ _STYLES = {"ok": "green", "hint": "yellow", "skipped": "dim", "problem": "bold r
     help="The database that your app uses. What it leaves out comes, as with psql, from PGHOST, PGPORT, PGDATABASE, "
     "PGUSER, PGPASSWORD, PGSERVICE and password files. Leave the password to these.",
 )
+@click.option(
+    "--app",
+    "path",
+    metavar="PATH",
+    default="",
+    envvar="PROCRASTINATE_APP",
+    help="Your app, as Procrastinate's own command takes it, such as shop.app. It is imported from this directory. "
+    "Its connector and the modes that are set are shown.",
+)
 @console.as_json
-def doctor(dsn: str, as_json: bool) -> None:
+def doctor(dsn: str, path: str, as_json: bool) -> None:
     """Find out why jobs cannot be deferred in your transactions.
 
-    Looks at Procrastinate, the plugins, the server and the schema. Then each kind of connection that is installed
-    defers a job, in a transaction that is rolled back. Only gaps among the ids remain.
+    Looks at Procrastinate, the plugins, your app, the server and the schema. Then each kind of connection that is
+    installed defers a job, in a transaction that is rolled back. Only gaps among the ids remain.
 
     The exit status is 0 if all is well, 1 if there are problems, and 2 if the command was not understood.
     """
-    findings = list(_examine(dsn))
+    findings = list(_examine(dsn, path))
     problems = sum(finding.status == "problem" for finding in findings)
     if as_json:
         console.print_json(
@@ -52,10 +62,11 @@ def doctor(dsn: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _examine(dsn: str) -> Iterator[Finding]:
+def _examine(dsn: str, path: str) -> Iterator[Finding]:
     address = ServerAddress.from_option(dsn)
     yield from interface()
     yield from plugin_findings()
+    yield from application(path)
     try:
         with psycopg.connect(address.dsn, autocommit=True, prepare_threshold=None) as conn:
             address.settle(conn)

@@ -14,16 +14,17 @@ class OrdersTest(TestCase):
     """Each test runs in a transaction that Django rolls back."""
 
     def test_an_order_is_confirmed(self) -> None:
-        response = self.client.post("/orders/1?paid=true")
+        response = self.client.post("/orders?paid=true")
         assert response.status_code == 201
-        assert_deferred(connection, confirm_order, order_id=1)
+        order_id = response.json()["id"]
+        assert_deferred(connection, confirm_order, order_id=order_id)
 
         run_deferred(connection, app)
-        assert Confirmation.objects.filter(order_id=1).exists()
+        assert Confirmation.objects.filter(order_id=order_id).exists()
         assert_not_deferred(connection, confirm_order)
 
     def test_a_refused_payment_leaves_nothing(self) -> None:
-        response = self.client.post("/orders/1?paid=false")
+        response = self.client.post("/orders?paid=false")
         assert response.status_code == 402
         assert not Order.objects.exists()
         assert_not_deferred(connection, confirm_order)

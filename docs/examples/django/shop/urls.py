@@ -4,4 +4,4 @@ from django.urls import path
 
 from .views import create_order
 
-urlpatterns = [path("orders/<int:order_id>", create_order)]
+urlpatterns = [path("orders", create_order)]

@@ -15,14 +15,14 @@ class PaymentRefused(Exception):
 
 @csrf_exempt  # for curl's sake
 @require_POST
-def create_order(request: HttpRequest, order_id: int) -> JsonResponse:
+def create_order(request: HttpRequest) -> JsonResponse:
     """Place an order: with its job, or not at all."""
     try:
         with transaction.atomic():
-            Order.objects.create(id=order_id)
-            confirm_order.configure(connection=connection).defer(order_id=order_id)
+            order = Order.objects.create()
+            confirm_order.configure(connection=connection).defer(order_id=order.id)
             if request.GET["paid"] == "false":
                 raise PaymentRefused
     except PaymentRefused:
         return JsonResponse({"detail": "The payment was refused."}, status=402)
-    return JsonResponse({"id": order_id}, status=201)
+    return JsonResponse({"id": order.id}, status=201)
