@@ -74,11 +74,7 @@ class HookCaller(Generic[R]):
         result: R = wrappers.call_extra([ask], arguments)
         if took:
             first = took[0]
-            if not isinstance(result, self._expected):
-                raise ExternalConnectionError(
-                    f"the plugin {first.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it should "
-                    f"return {self._expected.__name__} or None"
-                )
+            self._check(first, result)
             call: Any = first.function
             if wrapping or first.argnames != parameters:
                 others = [plugin for plugin in plain if plugin is not first.plugin]
@@ -90,6 +86,13 @@ class HookCaller(Generic[R]):
             claims[type(values[0]), values[0].__class__] = first.plugin_name, call
             self._log(first.plugin_name, values[0])
         return result
+
+    def _check(self, plugin: pluggy.HookImpl, result: object) -> None:
+        if not isinstance(result, self._expected):
+            raise ExternalConnectionError(
+                f"the plugin {plugin.plugin_name!r} returned {type_name(type(result))} from {self._hook}: it should "
+                f"return {self._expected.__name__} or None"
+            )
 
     def _log(self, plugin: str, subject: object) -> None:
         connection_type = type_name(subject.__class__)

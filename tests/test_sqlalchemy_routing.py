@@ -251,7 +251,7 @@ def test_bind_keys_of_flask_sqlalchemy(engines: Engines, task: Any) -> None:
 
 
 def test_rows_and_jobs_match_where_one_commit_fails(engines: Engines, task: Any) -> None:
-    """With rows on either engine or both, and commits that fail on one, no job is without its row or a row without its job."""
+    """With rows on either engine and commits that fail on one, no job is without its row and no row without its job."""
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # noqa: T201
     rng = random.Random(seed)

@@ -5,6 +5,7 @@ What the worker then makes of the job's row stands in `settlement`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from procrastinate import JobContext
@@ -16,6 +17,7 @@ from ..exceptions import ExternalConnectionError
 from ..hookspecs import Rows
 from ..layer import layer
 from ..queries import JOB_ROW
+from ..sync_async import done, finish
 from . import settlement
 from .decision import Fate
 
@@ -46,36 +48,29 @@ def complete(context: JobContext, connection: object) -> None:
         retried, for instance. Let it through, so that the transaction is rolled back.
     :raises procrastinate.exceptions.ConnectorException: if the connection or the server says no.
     """
-    connector = _prepare(context, connection)
-    if connector is None:
-        return
-    job = context.job
-    if not connector.execute_query_all(_SUCCEED, **_this_run(job)):
-        raise _not_ours(job, connector.execute_query_all(JOB_ROW, job_id=job.id))
+    finish(_complete(context, connection, is_async=False))
 
 
 async def complete_async(context: JobContext, connection: object) -> None:
     """Mark the running job as succeeded, as `complete` does, on an asynchronous connection."""
-    connector = _prepare(context, connection)
-    if connector is None:
-        return
-    job = context.job
-    if not await connector.execute_query_all_async(_SUCCEED, **_this_run(job)):
-        rows = await connector.execute_query_all_async(JOB_ROW, job_id=job.id)
-        raise _not_ours(job, rows)
+    await _complete(context, connection, is_async=True)
 
 
-def _prepare(context: JobContext, connection: object) -> ExternalConnector | None:
+async def _complete(context: JobContext, connection: object, *, is_async: bool) -> None:
     app_connector = context.app.connector
     if isinstance(app_connector, InMemoryConnector):
-        return None
+        return
     if not layer.is_on(app_connector):
         raise ExternalConnectionError(
             "complete() needs a worker that knows of it: call procrastinate_extconn.install() where the worker "
             "starts, or patch(app)"
         )
-    settlement.expect(context.job)
-    return ExternalConnector(connection, outside_transaction=layer.mode_of(app_connector))
+    job = context.job
+    settlement.expect(job)
+    connector = ExternalConnector(connection, outside_transaction=layer.mode_of(app_connector))
+    run = partial(connector.run_query, is_async=is_async)
+    if not await done(run(_SUCCEED, _this_run(job))):
+        raise _not_ours(job, await done(run(JOB_ROW, {"job_id": job.id})))
 
 
 def _this_run(job: Job) -> dict[str, Any]:
