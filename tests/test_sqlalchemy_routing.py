@@ -258,7 +258,7 @@ def test_rows_and_jobs_match_where_one_commit_fails(engines: Engines, task: Any)
     taken = range(0, 200, 3)
     for engine, table in (engines.main, "orders"), (engines.other, "visits"):
         with engine.begin() as conn:
-            # What is there twice fails at the commit, not before.
+            # A second row of the same id fails at the commit, not before.
             conn.execute(sa.text(f"ALTER TABLE {table} DROP CONSTRAINT {table}_pkey"))
             conn.execute(
                 sa.text(f"ALTER TABLE {table} ADD UNIQUE (id) DEFERRABLE INITIALLY DEFERRED")
