@@ -39,6 +39,10 @@ _UNDECODABLE = (
     "connection, since some drivers are out of step with the server from then on."
 )
 _IN_USE = "The connection is in use by another task or thread: give each its own, or take turns."
+_TIMED_OUT = (
+    "It gave up waiting. If a pool was asked, all its connections were in use, or none could be opened: give them back "
+    "sooner, or raise the pool's size or timeout."
+)
 _PREPARED = (
     "Behind PgBouncer the next transaction may be on another server connection: turn the driver's prepared statements "
     'off, see "Defer a job behind PgBouncer" in the documentation.'
@@ -157,6 +161,8 @@ def _advice(error: ServerError, conn: object) -> str | None:
     if any(isinstance(one, UnicodeDecodeError) for one in chain(error.cause)):
         return _UNDECODABLE
     if error.sqlstate is None:
+        if any("Timeout" in type(one).__name__ for one in chain(error.cause)):
+            return _TIMED_OUT
         said = "" if error.message else str(error.cause)
         return _IN_USE if any(words in said for words in _CONCURRENT) else None
     if error.sqlstate == "22P02" and "json" in (error.message or ""):

@@ -315,6 +315,16 @@ def a_worker_on_a_pool_of_one(dsn: str, task: Task) -> None:
     asyncio.run(work())
 
 
+def no_connection_is_free(dsn: str, task: Task) -> None:
+    """Defer while all connections of the app's pool are in use."""
+    with (
+        ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.1, open=True) as pool,
+        pool.connection(timeout=30),
+    ):
+        app = procrastinate.App(connector=extconn.PoolConnector(pool))
+        app.configure_task("process_order").defer()
+
+
 def no_pool(dsn: str, task: Task) -> None:
     """Make an app on what is no pool."""
     procrastinate.App(connector=extconn.PoolConnector(dsn)).configure_task("task").defer()
@@ -395,6 +405,7 @@ CASES: list[Callable[[str, Task], None]] = [
     a_worker_on_a_sync_pool,
     a_worker_on_an_unopened_pool,
     a_worker_on_a_pool_of_one,
+    no_connection_is_free,
     no_pool,
     *goes_wrong_in_sessions.CASES,
 ]
