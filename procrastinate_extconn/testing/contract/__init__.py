@@ -13,6 +13,7 @@ from .clause import Clause, clauses_of
 from .discovery import DiscoveryClauses
 from .errors import ErrorClauses
 from .fidelity import FidelityClauses
+from .formats import FormatClauses
 from .interruptions import InterruptionClauses
 from .manager import ManagerClauses
 from .mismatch import MismatchClauses
@@ -38,6 +39,7 @@ class PluginContract(
     ErrorClauses,
     SurroundingsClauses,
     SessionClauses,
+    FormatClauses,
     FidelityClauses,
     TransactionClauses,
     ClaimClauses,

@@ -94,7 +94,7 @@ _SEED = """
     INSERT INTO procrastinate_events (job_id, type, at) VALUES (2, 'started', '2024-01-01T00:00:01.5Z');
 """
 
-_MANY_JOBS = """
+MANY_JOBS = """
     INSERT INTO procrastinate_jobs (id, queue_name, task_name, args)
     SELECT n, 'many', 'many', jsonb_build_object('n', 9007199254740992 + n, 'f', 1.0,
                                                  'text', repeat('x', CASE n WHEN 250 THEN 150000 ELSE 3 END))
@@ -139,14 +139,14 @@ class ManagerClauses:
     @clause()
     async def test_reads(self, caller: Caller) -> None:
         """Every query of the manager that reads gives the rows that Procrastinate's own connector gives."""
-        _seed(caller.database)
-        caller.database.witness.execute(_MANY_JOBS)
+        seed(caller.database)
+        caller.database.witness.execute(MANY_JOBS)
         for name, arguments in READS:
             query = sql.queries[name]
             expected = caller.database.native.execute_query_all(query, **arguments)
             rows = await caller.query(query, **arguments)
             must(
-                _typed(rows, query) == _typed(expected, query),
+                typed(rows, query) == typed(expected, query),
                 f"{name} gives {rows!r}, not {expected!r}",
             )
 
@@ -154,7 +154,7 @@ class ManagerClauses:
     async def test_writes(self, caller: Caller) -> None:
         """Every query of the manager that writes leaves what Procrastinate's own connector leaves, once committed."""
         expected = [_written_natively(caller.database, *write) for write in WRITES]
-        _seed(caller.database)
+        seed(caller.database)
         untouched = caller.database.value(_TABLES)
         for (name, arguments), (expected_rows, expected_tables) in zip(
             WRITES, expected, strict=True
@@ -181,13 +181,14 @@ class ManagerClauses:
         must(ran == [{"order_id": 42, "name": "it's"}], f"the worker ran {ran!r}")
 
 
-def _seed(database: Database) -> None:
+def seed(database: Database) -> None:
+    """Empty the tables, and fill them with jobs in every state."""
     database.empty()
     database.witness.execute(_SEED)
 
 
 def _written_natively(database: Database, name: str, arguments: dict[str, Any]) -> tuple[Rows, Any]:
-    _seed(database)
+    seed(database)
     query = sql.queries[name]
     if name in _WITHOUT_ROWS:
         database.native.execute_query(query, **arguments)
@@ -197,7 +198,7 @@ def _written_natively(database: Database, name: str, arguments: dict[str, Any]) 
     return rows, json.loads(database.value(_TABLES))
 
 
-def _typed(rows: Rows, query: str) -> list[dict[str, tuple[type, Any]]]:
+def typed(rows: Rows, query: str) -> list[dict[str, tuple[type, Any]]]:
     """*rows* so that 1 is neither Decimal(1) nor True, and in one order where the query asks for none."""
     if "ORDER BY" not in query:
         rows = sorted(rows, key=str)
