@@ -14,9 +14,9 @@ from .hookspecs import Description, Rows, State, Value
 from .plugins import plugins
 
 __all__ = [
+    "TIMESTAMPTZ",
     "Classes",
     "Notifications",
-    "TIMESTAMPTZ",
     "Refusal",
     "StateSeen",
     "describe_held",
@@ -168,8 +168,8 @@ def require_encoding(known: str, actual: str | None) -> None:
     """
     if actual is not None and _plain_name(known) != _plain_name(actual):
         raise ExternalConnectionError(
-            f"client_encoding was set to {actual} with SQL, and the driver still writes {known}: set it by the driver's "
-            "own means"
+            f"client_encoding was set to {actual} with SQL, and the driver still writes {known}: set it by the "
+            "driver's own means"
         )
 
 

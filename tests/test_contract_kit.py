@@ -147,7 +147,9 @@ def test_kind_that_the_kit_cannot_read(run_kit: Callable[..., str]) -> None:
         """,
         *("-k", "the_very_connection or two_connections"),
     )
-    assert "`Held.execute` of Right-texts gives [('1', 'a', True, None)] for `SELECT 1 AS" in printed
+    assert (
+        "`Held.execute` of Right-texts gives [('1', 'a', True, None)] for `SELECT 1 AS" in printed
+    )
     assert "where the kit needs [(1, 'a', True, None)]" in printed
     assert "not tried: the kit cannot read with `Held.execute` of Right-texts" in printed
     assert "breaks the contract" not in printed

@@ -110,7 +110,8 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
         result = connection.execute(_text(query), dict(args))
         if not result.returns_rows:
             return []
-        check(result.cursor.description)
+        cursor: Any = result.cursor
+        check(cursor.description)
     names = tuple(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
@@ -268,8 +269,9 @@ def _state(connection: Connection) -> State:
     dbapi_connection: Any = held.dbapi_connection
     if getattr(dbapi_connection, "autocommit", False) is True:
         return "autocommit"
-    # What takes a transaction for open that somebody has ended with SQL begins no other.
-    if raw is not None and raw.state == "autocommit" and getattr(dbapi_connection, "_started", True):
+    # Somebody has ended the transaction with SQL. What has a flag of its own, here or in the driver, begins no other.
+    begins_none = getattr(dbapi_connection, "_transaction", held) is not None
+    if raw is not None and raw.state == "autocommit" and begins_none:
         return "autocommit"
     return "in_transaction" if connection.in_transaction() else "idle"
 

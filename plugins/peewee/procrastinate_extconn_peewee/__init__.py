@@ -107,7 +107,10 @@ def _async_state(database: Any) -> State:
         return "autocommit"
     # Peewee would connect anew, outside the transaction that went with the connection.
     held = database._state.conn.conn
-    return "closed" if held is None or held.is_closed() else "in_transaction"
+    if held is None or held.is_closed():
+        return "closed"
+    # Peewee does not notice a COMMIT that was sent as SQL.
+    return "in_transaction" if held.is_in_transaction() else "autocommit"
 
 
 @hookimpl

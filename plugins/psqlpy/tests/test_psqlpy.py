@@ -12,7 +12,7 @@ from procrastinate_extconn.testing import Kind, PluginContract
 CONNECTION, TRANSACTION = kinds_of("psqlpy")
 NO_STATE = "a connection shows neither a BEGIN that was sent as SQL nor what became of it"
 NO_COMMIT = "a transaction does not show that a COMMIT was sent as SQL"
-UTF_8 = "psqlpy speaks UTF-8 whatever client_encoding was set with SQL, and does not show what that is"
+UTF_8 = "psqlpy does not notice a client_encoding that was set with SQL, and does not show it"
 NO_SQLSTATE = "psqlpy gives the text of an error alone"
 DEAF = "a connection of psqlpy's pool hears no notification: its listener opens one of its own, beyond the pool's size"
 NO_LISTENER = {

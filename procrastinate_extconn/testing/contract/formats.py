@@ -43,9 +43,7 @@ class FormatClauses:
 
     @clause()
     async def test_other_date_style(self, caller: Caller) -> None:
-        """With any DateStyle, in a time zone with summer time, an instant comes back as it is, or is refused as a
-        `ConnectorException`.
-        """
+        """With any DateStyle and summer time, an instant comes back as it is, or as a `ConnectorException`."""
         for style in _DATE_STYLES:
             for moment in _MOMENTS:
                 await caller.execute("SET TimeZone = 'Europe/Berlin'")
@@ -77,9 +75,7 @@ class FormatClauses:
 
     @clause()
     async def test_other_client_encoding(self, caller: Caller) -> None:
-        """Where the caller has set client_encoding with SQL, a text is stored and comes back as it is, or is refused as
-        a `ConnectorException`.
-        """
+        """With a client_encoding set by SQL, a text comes back as it is, or the call is a `ConnectorException`."""
         encodings = [(name, text) for name, has in _ENCODINGS.items() for text in (has, _LACKING)]
         query = "SELECT %(text)s::text AS text, length(%(text)s::text) AS length"
         for encoding, text in encodings:
@@ -93,9 +89,7 @@ class FormatClauses:
 
     @clause()
     async def test_reads_in_other_formats(self, caller: Caller) -> None:
-        """Every query of the manager that reads gives the same rows on a session with other settings for the text of
-        numbers, intervals, bytes and instants.
-        """
+        """Every query of the manager that reads gives the same rows where the server writes values otherwise."""
         seed(caller.database)
         caller.database.witness.execute(MANY_JOBS)
         for name, setting in _FORMATS.items():

@@ -96,9 +96,7 @@ class StateClauses:
 
     @clause()
     async def test_state_after_a_raw_commit(self, caller: Caller) -> None:
-        """After the caller has sent ``COMMIT`` as SQL, the state promises no transaction where the next statement
-        commits by itself.
-        """
+        """After the caller's ``COMMIT`` as SQL, no state promises a transaction that the next job is not in."""
         await caller.defer()
         if await caller.error_of(caller.execute("COMMIT")) is not None:
             return

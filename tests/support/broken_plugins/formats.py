@@ -23,7 +23,9 @@ class ReadsTexts(Fault):
         if not query.endswith(" AS at"):
             return super().execute(raw, query, args)
         rows = super().execute(raw, query.replace(" AS at", "::text AS at"), args)
-        return [{"at": self.read(row["at"], raw.info.parameter_status("DateStyle"))} for row in rows]
+        return [
+            {"at": self.read(row["at"], raw.info.parameter_status("DateStyle"))} for row in rows
+        ]
 
 
 class TakesSummerForUtc(ReadsTexts):
@@ -36,9 +38,8 @@ class TakesSummerForUtc(ReadsTexts):
         if not style.startswith("German"):
             return super().read(text, style)
         local, _, zone = text.rpartition(" ")
-        found = datetime.strptime(local.partition(".0")[0][:19], "%d.%m.%Y %H:%M:%S")
         known = {"CET": timezone(timedelta(hours=1))}
-        return found.replace(tzinfo=known.get(zone, timezone.utc), microsecond=_micros(local))
+        return _clock(local, "%d.%m.%Y").replace(tzinfo=known.get(zone, timezone.utc))
 
 
 class MistakesDaysForMonths(ReadsTexts):
@@ -52,8 +53,7 @@ class MistakesDaysForMonths(ReadsTexts):
             return super().read(text, style)
         local, _, zone = text.rpartition(" ")
         order = "%d/%m" if int(local[:2]) > 12 else "%m/%d"
-        found = datetime.strptime(local[:19], f"{order}/%Y %H:%M:%S")
-        berlin = found.replace(tzinfo=ZoneInfo("Europe/Berlin"), microsecond=_micros(local))
+        berlin = _clock(local, f"{order}/%Y").replace(tzinfo=ZoneInfo("Europe/Berlin"))
         again = berlin.replace(fold=1)
         return again if berlin.tzname() != zone == again.tzname() else berlin
 
@@ -104,7 +104,7 @@ class WritesMonthsFirst(Fault):
 
 
 class StaysWithUtf8(Fault):
-    """Writes UTF-8, whatever the session's encoding has become."""
+    """Writes UTF-8 in a session of any encoding."""
 
     clause = "other_client_encoding"
     why = "with LATIN1, 'é ÿ' came back as"
@@ -135,14 +135,14 @@ class CountsInFloats(Fault):
         if "jobs_count" not in query:
             return super().execute(raw, query, args)
         inner = query.rstrip().rstrip(";")
-        query = f"SELECT *, jobs_count::float8::text AS counted FROM ({inner}) AS counts"  # noqa: S608
+        query = f"SELECT *, jobs_count::float8::text AS counted FROM ({inner}) AS counts"
         rows = super().execute(raw, query, args)
         for row in rows:
             row["jobs_count"] = type(row["jobs_count"])(float(row.pop("counted")))
         return rows
 
 
-def _micros(local: str) -> int:
-    """The microseconds of a text that ends with them, if there are any."""
-    seconds = local.rpartition(":")[2]
-    return int(seconds.partition(".")[2].ljust(6, "0"))
+def _clock(text: str, date: str) -> datetime:
+    """The time that *text* shows, with a time zone that is to be replaced."""
+    text = text if "." in text[-7:] else f"{text}.0"
+    return datetime.strptime(f"{text}+0000", f"{date} %H:%M:%S.%f%z")

@@ -171,7 +171,9 @@ class BeginsOnce(Fault):
     def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
         again = id(raw) in self.begun and raw.info.transaction_status == 0
         self.begun.add(id(raw))
-        raw.autocommit = again
+        if not again:
+            return super().execute(raw, query, args)
+        raw.autocommit = True
         rows = super().execute(raw, query, args)
         raw.autocommit = False
         return rows
