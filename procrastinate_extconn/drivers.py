@@ -101,8 +101,10 @@ def named(query: str) -> str:
 def rows(description: Iterable[Any] | None, fetched: Callable[[], Sequence[Any]]) -> Rows:
     """The rows of a DB-API cursor as dicts, with any row or cursor factory.
 
+    Write ``rows(cursor.description, cursor.fetchall)``. Each value is what the driver makes of it.
+
     :param description: ``cursor.description``; None says that the statement has no rows.
-    :param fetched: ``cursor.fetchall``.
+    :param fetched: the method ``cursor.fetchall`` itself. It is called only if there are rows.
     """
     if description is None:
         return []

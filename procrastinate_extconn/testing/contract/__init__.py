@@ -55,7 +55,7 @@ class PluginContract(
 
     kinds: ClassVar[Sequence[Kind]]
     """The kinds of connection that are tested: what the plugin's ``external_kinds`` returns, unless you name others.
-    Variants with unusual settings are kinds of their own."""
+    They replace those, so include the plain ones. Each `variant` is a kind of its own."""
 
     commits_by_itself: ClassVar[Sequence[Kind]] = ()
     """Kinds whose connection commits each statement by itself. Without one, the kit sets ``conn.autocommit = True``
