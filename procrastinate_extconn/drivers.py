@@ -153,9 +153,10 @@ def libpq_state(conn: Any, status: int, *, begun: bool = False) -> State:
 def require_encodable(args: Mapping[str, Value], encoding: str) -> None:
     """Refuse a text that the connection's encoding lacks, for a driver that would notice too late.
 
-    :param encoding: the connection's, by Python's name for it.
+    :param encoding: the connection's, by Python's name for it or by PostgreSQL's.
     :raises UnicodeEncodeError: naming the character. Nothing was sent.
     """
+    encoding = _PYTHONS.get(encoding, encoding)
     for value in args.values():
         if isinstance(value, str):
             value.encode(encoding)
@@ -173,6 +174,12 @@ def require_encoding(known: str, actual: str | None) -> None:
             f"client_encoding was set to {actual} with SQL, and the driver still writes {known}: set it by the "
             "driver's own means"
         )
+
+
+_PYTHONS = {"SQL_ASCII": "ascii", "KOI8R": "koi8-r", "KOI8U": "koi8-u"} | {
+    f"WIN{page}": f"cp{page}" for page in (866, 874, *range(1250, 1259))
+}
+"""Python's names for encodings for which it does not know PostgreSQL's."""
 
 
 @functools.lru_cache(maxsize=64)
