@@ -16,7 +16,8 @@ _CACHED = 512
 class Refusal:
     """Marks a class that is mistaken for a connection, with the one line that gets a connection from it.
 
-    :param advice: that line, such as ``async with pool.acquire() as conn: ...``.
+    :param advice: that line, such as ``async with pool.acquire() as conn: ...``. What was passed has a name in it, such
+        as ``pool``. The error shows the line after "Get one from it:".
     """
 
     def __init__(self, advice: str) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .classes import Classes, Refusal
+from .exceptions import ExternalConnectionError
 from .hookspecs import Description, Rows, State, Value
 from .plugins import plugins
 
 __all__ = [
+    "TIMESTAMPTZ",
     "Classes",
     "Notifications",
     "Refusal",
@@ -24,6 +26,8 @@ __all__ = [
     "numeric",
     "positional",
     "require_encodable",
+    "require_encoding",
+    "require_iso",
     "rows",
 ]
 
@@ -97,8 +101,10 @@ def named(query: str) -> str:
 def rows(description: Iterable[Any] | None, fetched: Callable[[], Sequence[Any]]) -> Rows:
     """The rows of a DB-API cursor as dicts, with any row or cursor factory.
 
+    Write ``rows(cursor.description, cursor.fetchall)``. Each value is what the driver makes of it.
+
     :param description: ``cursor.description``; None says that the statement has no rows.
-    :param fetched: ``cursor.fetchall``.
+    :param fetched: the method ``cursor.fetchall`` itself. It is called only if there are rows.
     """
     if description is None:
         return []
@@ -118,21 +124,26 @@ def _as_text(value: Any) -> Any:
     return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
 
 
+TIMESTAMPTZ = 1184
+"""The OID of the type of an instant."""
+
 _TRANSACTION: Mapping[int, State] = {2: "in_transaction", 3: "failed"}
 
 
-def libpq_state(conn: Any, status: int) -> State:
+def libpq_state(conn: Any, status: int, *, begun: bool = False) -> State:
     """The state of a connection of a driver that stands on libpq.
 
-    :param conn: anything with ``closed`` and ``autocommit``.
+    :param conn: its ``closed`` and ``autocommit`` are read, each as true or false.
     :param status: libpq's ``PQtransactionStatus``, such as ``conn.info.transaction_status``.
+    :param begun: whether the driver's own flag says that a transaction is open. The driver then sends no BEGIN, even if
+        the caller has ended that transaction with SQL, and the next statement commits by itself.
     """
     if status in _TRANSACTION:  # Of a connection that is closed or lost, libpq says neither.
         return _TRANSACTION[status]
     if conn.closed:
         return "closed"
     if status == 0:
-        return "autocommit" if conn.autocommit else "idle"
+        return "autocommit" if conn.autocommit or begun else "idle"
     if status == 1:  # A statement is on its way, as in a pipeline, and so may a BEGIN be.
         in_block = getattr(conn, "_num_transactions", 0)  # a block that counts its levels
         return "in_transaction" if in_block or not conn.autocommit else "unknown"
@@ -142,12 +153,52 @@ def libpq_state(conn: Any, status: int) -> State:
 def require_encodable(args: Mapping[str, Value], encoding: str) -> None:
     """Refuse a text that the connection's encoding lacks, for a driver that would notice too late.
 
-    :param encoding: the connection's, by Python's name for it.
+    :param encoding: the connection's, by Python's name for it or by PostgreSQL's.
     :raises UnicodeEncodeError: naming the character. Nothing was sent.
     """
+    encoding = _PYTHONS.get(encoding, encoding)
     for value in args.values():
         if isinstance(value, str):
             value.encode(encoding)
+
+
+def require_encoding(known: str, actual: str | None) -> None:
+    """Refuse a session whose client_encoding was set with SQL, for a driver that goes on in the encoding before.
+
+    :param known: the encoding in which the driver writes and reads, by PostgreSQL's name for it.
+    :param actual: the session's, as the server has reported it. None is taken for right.
+    :raises ExternalConnectionError: if they are not the same. Nothing was sent.
+    """
+    if actual is not None and _plain_name(known) != _plain_name(actual):
+        raise ExternalConnectionError(
+            f"client_encoding was set to {actual} with SQL, and the driver still writes {known}: set it by the "
+            "driver's own means"
+        )
+
+
+_PYTHONS = {"SQL_ASCII": "ascii", "KOI8R": "koi8-r", "KOI8U": "koi8-u"} | {
+    f"WIN{page}": f"cp{page}" for page in (866, 874, *range(1250, 1259))
+}
+"""Python's names for encodings for which it does not know PostgreSQL's."""
+
+
+@functools.lru_cache(maxsize=64)
+def _plain_name(encoding: str) -> str:
+    return re.sub("[^A-Z0-9]", "", encoding.upper())
+
+
+def require_iso(date_style: str, types: Iterable[int]) -> None:
+    """Refuse rows with instants from a session whose DateStyle is not ISO, for a driver that reads no other.
+
+    :param date_style: the session's, as the server has reported it, such as ``"ISO, MDY"``.
+    :param types: the type OID of each column, such as ``column[1]`` of a ``cursor.description``.
+    :raises ExternalConnectionError: with the statement that sets it.
+    """
+    if not date_style.startswith("ISO") and TIMESTAMPTZ in types:
+        raise ExternalConnectionError(
+            f"this session's DateStyle is {date_style!r}, in which the driver does not read instants: run "
+            "`SET DateStyle = 'ISO'` first"
+        )
 
 
 def describe_held(conn: object) -> Description | None:

@@ -42,7 +42,8 @@ class Description(NamedTuple):
     """``"idle"``: the next statement opens a transaction; ``"in_transaction"``; ``"autocommit"``: each statement
     commits by itself; ``"failed"``: the transaction can only be rolled back; ``"closed"``; ``"unknown"``."""
     begin: str | None = None
-    """The line of code that opens a transaction on this connection. `OutsideTransaction` shows it."""
+    """The line of code that opens a transaction on this connection. `OutsideTransaction` shows it. It may differ by
+    `state`."""
     dialect: str = "postgresql"
     """The database: ``"postgresql"``, ``"sqlite"``. A connection to any other than PostgreSQL is refused."""
 
@@ -92,9 +93,9 @@ class Kind(NamedTuple):
     id: str
     """A short name, such as ``"mydriver-pool"``."""
     plugin: str
-    """The plugin that takes the connection."""
+    """The plugin that takes the connection. It may have the same name."""
     requires: tuple[str, ...]
-    """The modules that it needs, the driver's above all."""
+    """The modules that it needs, by the names that are imported, the driver's above all."""
     is_async: bool
     """Whether what is done on the connection is awaited."""
     open: Callable[[str], Any]

@@ -37,7 +37,8 @@ JSON_COLUMNS = ("args", "stats")
 _CAST = re.compile(r"%\((\w+)\)s::(\w+)(?!\[|\w)")
 # A list travels as the text of PostgreSQL's array literal, which every driver can bind.
 _ARRAY = re.compile(r"%\((\w+)\)s::(\w+\[\])")
-# In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number.
+# In `%(nb_hours)s || 'HOUR'` a driver that asks the server for types would want a str for the number. The server's own
+# text of a float depends on extra_float_digits.
 _CONCATENATED = re.compile(r"%\((\w+)\)s(?=\s*\|\|)")
 # As text, a job's arguments keep the digits that a driver's own reading of JSON would round.
 _ARGS = re.compile(r"((?:\A|\))\s*SELECT\b(?:(?:(?!\bFROM\b)[^()])*,)?\s*)args(?=\s*,|\s+FROM\b)")
@@ -49,8 +50,8 @@ class Statement(NamedTuple):
     query: str
     jobs: str | None
     """The parameter that takes the job records, if the query defers jobs."""
-    numbers: frozenset[str]
-    """The parameters that are cast to a number."""
+    concatenated: frozenset[str]
+    """The parameters that become part of a text."""
     arrays: frozenset[str]
     """The parameters that are cast to an array."""
 
@@ -59,14 +60,14 @@ class Statement(NamedTuple):
 def prepare(query: str) -> Statement:
     """*query* with a ``CAST`` for every ``::``, job records as one text, and no parameter of an unclear type."""
     jobs = JOBS.search(query)
-    numbers = frozenset(_CONCATENATED.findall(query))
+    concatenated = frozenset(_CONCATENATED.findall(query))
     query = JOBS.sub(JOBS_AS_TEXT, query)
     arrays = frozenset(name for name, _ in _ARRAY.findall(query))
     query = _ARRAY.sub(r"CAST(CAST(%(\1)s AS pg_catalog.text) AS \2)", query)
     query = _CAST.sub(r"CAST(%(\1)s AS \2)", query)
     query = _ARGS.sub(r"\1CAST(args AS pg_catalog.text) AS args", query)
-    query = _CONCATENATED.sub(r"CAST(%(\1)s AS double precision)", query)
-    return Statement(query, jobs[1] if jobs else None, numbers, arrays)
+    query = _CONCATENATED.sub(r"CAST(%(\1)s AS pg_catalog.text)", query)
+    return Statement(query, jobs[1] if jobs else None, concatenated, arrays)
 
 
 def encode(
@@ -77,7 +78,7 @@ def encode(
     :param dumps: makes JSON of a job's arguments; `json.dumps` if None. What it raises comes out as it is.
     :raises ExternalConnectionError: for a list that the query does not cast to an array, or a text with a NUL.
     """
-    query, jobs, numbers, arrays = prepare(query)
+    query, jobs, concatenated, arrays = prepare(query)
     args: dict[str, Value] = {}
     for name, value in arguments.items():
         if name == jobs:
@@ -92,8 +93,8 @@ def encode(
             args[name] = _text((dumps or _dumps)(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
             args[name] = _without_nul(name, _array(name, value, arrays))
-        elif name in numbers and value is not None:
-            args[name] = float(value)
+        elif name in concatenated and value is not None:
+            args[name] = _without_nul(name, str(value))
         else:
             args[name] = _without_nul(name, value) if isinstance(value, str) else value
     return query, args

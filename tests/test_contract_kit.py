@@ -132,6 +132,30 @@ async def test_an_author_hears_what_execute_should_give(rows: object, what: str)
         await caller.value("SELECT 1")
 
 
+def test_kind_that_the_kit_cannot_read(run_kit: Callable[..., str]) -> None:
+    """A variant whose `Held.execute` reads numbers as texts is told so, once, and no plugin is blamed for it."""
+    printed = run_kit(
+        """
+        from psycopg.types.string import TextLoader
+        from procrastinate_extconn.testing import variant
+
+        def as_text(conn):
+            conn.raw.adapters.register_loader("int4", TextLoader)
+
+        class TestMine(PluginContract):
+            kinds = (variant(Right.kind(), "texts", as_text),)
+        """,
+        *("-k", "the_very_connection or two_connections"),
+    )
+    assert (
+        "`Held.execute` of Right-texts gives [('1', 'a', True, None)] for `SELECT 1 AS" in printed
+    )
+    assert "where the kit needs [(1, 'a', True, None)]" in printed
+    assert "not tried: the kit cannot read with `Held.execute` of Right-texts" in printed
+    assert "breaks the contract" not in printed
+    assert "1 failed, 1 skipped" in re.sub(r"\d+ deselected, ", "", printed)
+
+
 def test_plugin_that_is_not_found(run_kit: Callable[..., str]) -> None:
     """Where there is no such plugin, one failure says so, and the run stops."""
     printed = run_kit("""

@@ -97,6 +97,14 @@ def test_old_jobs_are_deleted(external: External, task: Any) -> None:
     external.rollback()
 
 
+@pytest.mark.parametrize(("number", "text"), [(720, "720"), (2.5, "2.5")])
+def test_a_number_in_a_text_is_whole(external: External, number: float, text: str) -> None:
+    """A number that becomes part of a text, such as a count of hours, keeps its digits with any setting."""
+    external.execute("SET extra_float_digits = -15")
+    assert ask(external, "SELECT %(n)s || 'HOUR' AS found", n=number) == f"{text}HOUR"
+    external.rollback()
+
+
 def test_a_job_is_fetched_from_queues_with_odd_names(external: External, task: Any) -> None:
     """What a worker sends, a list of queues, reaches the server as it is on every kind of connection."""
     query = sql.queries["fetch_job"]

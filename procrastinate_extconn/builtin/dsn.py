@@ -6,7 +6,10 @@ from typing import Any
 
 
 def address_of(dsn: str) -> dict[str, Any]:
-    """The parts of *dsn* by the names that most drivers use: host, port, user, password, database."""
+    """The parts of *dsn* by the names that most drivers use: ``host, port, user, password, database``.
+
+    The port is an int. What the DSN leaves out is libpq's default, and the password may be None.
+    """
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import Conninfo
 

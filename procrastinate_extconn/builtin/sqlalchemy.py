@@ -19,12 +19,12 @@ from ..drivers import (
     StateSeen,
     describe_held,
     named,
-    require_encodable,
 )
 from ..exceptions import SyncAsyncMismatch, UnusableConnection
 from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
 from ..queries import notifies, writes
 from . import psycopg
+from .sqlalchemy_drivers import guarded
 from .sqlalchemy_routing import bind_of, wrote
 from .sqlalchemy_sessions import connection_of, held_by, held_connections, refuse_ended
 
@@ -104,15 +104,14 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
             "this transaction is a two-phase one, and PostgreSQL does not prepare a transaction that has sent NOTIFY, "
             "as a deferred or aborted job does: use a transaction that is not two-phase"
         )
-    if connection.dialect.driver == "pg8000":
-        # pg8000 would notice with half of the statement sent, and be out of step with the server from then on.
-        held: Any = connection.connection.driver_connection
-        require_encodable(args, held._client_encoding)
     if target is not connection and writes(query):
         wrote(target, connection)
-    result = connection.execute(_text(query), dict(args))
-    if not result.returns_rows:
-        return []
+    with guarded(connection, args) as check:
+        result = connection.execute(_text(query), dict(args))
+        if not result.returns_rows:
+            return []
+        cursor: Any = result.cursor
+        check(cursor.description)
     names = tuple(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
@@ -267,7 +266,12 @@ def _state(connection: Connection) -> State:
     # A closed one is for SQLAlchemy to find, with the next statement: only then does it connect anew.
     if raw is not None and raw.state in ("in_transaction", "failed"):
         return raw.state
-    if getattr(held.dbapi_connection, "autocommit", False) is True:
+    dbapi_connection: Any = held.dbapi_connection
+    if getattr(dbapi_connection, "autocommit", False) is True:
+        return "autocommit"
+    # Somebody has ended the transaction with SQL. What has a flag of its own, here or in the driver, begins no other.
+    begins_none = getattr(dbapi_connection, "_transaction", held) is not None
+    if raw is not None and raw.state == "autocommit" and begins_none:
         return "autocommit"
     return "in_transaction" if connection.in_transaction() else "idle"
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, rows
+from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, require_encoding, rows
 from procrastinate_extconn.exceptions import ExternalConnectionError
 from procrastinate_extconn.hookspecs import Description, Kind, Listener, Rows, Value, hookimpl
 
@@ -40,6 +40,7 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Awa
 
 
 async def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
+    require_encoding(conn.raw.encoding, conn.raw.get_parameter_status("client_encoding"))
     async with conn.cursor() as cursor:
         try:
             await cursor.execute(query, args)

@@ -7,15 +7,15 @@ bookkeeping of ``atomic()`` stand there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import timezone
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
     libpq_state,
     positional,
+    require_encoding,
     rows,
 )
 from procrastinate_extconn.exceptions import UnsupportedConnection
@@ -30,6 +30,9 @@ _CONNECTION = Classes[bool](
         "django.db.transaction.Atomic": Refusal("from django.db import connection"),
     }
 )
+
+_PSYCOPG2_BEGUN = 2
+"""psycopg2's STATUS_BEGIN."""
 
 
 @hookimpl
@@ -60,7 +63,9 @@ def _state(conn: Any) -> State:
         held.closed
     ):  # Django finds that with the next statement, and connects anew for the next request.
         return _state_by_django(conn)
-    state = libpq_state(held, held.info.transaction_status)
+    # psycopg2 does not notice a COMMIT that was sent as SQL, and sends no BEGIN after it.
+    begun = getattr(held, "status", None) == _PSYCOPG2_BEGUN
+    state = libpq_state(held, held.info.transaction_status, begun=begun)
     return "in_transaction" if conn.in_atomic_block and state == "idle" else state
 
 
@@ -84,6 +89,7 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     # By position, as Django's own statements: execute wrappers prepend values of their own.
     query, names = positional(query)
     with conn.cursor() as cursor:
+        _read_instants(conn, cursor)
         try:
             cursor.execute(query, [args[name] for name in names])
         except Exception:
@@ -91,18 +97,19 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
             if conn.in_atomic_block:
                 conn.set_rollback(True)
             raise
-        found = rows(cursor.description, cursor.fetchall)
-    return found if conn.timezone else _aware(conn, found)
+        return rows(cursor.description, cursor.fetchall)
 
 
-def _aware(conn: Any, found: Rows) -> Rows:
-    """*found* with the time zone of its instants, which Django takes away where ``USE_TZ`` is false."""
-    zone = ZoneInfo(conn.connection.info.parameter_status("TimeZone"))
-    for row in found:
-        for name, value in row.items():
-            if isinstance(value, datetime):
-                row[name] = value.replace(tzinfo=zone)
-    return found
+def _read_instants(conn: Any, cursor: Any) -> None:
+    """Let *cursor*, which is ours, read instants with the session's time zone: Django puts its own, or none, there."""
+    if conn.Database.__name__ == "psycopg":
+        from psycopg.types.datetime import TimestamptzLoader
+
+        cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        return
+    held = conn.connection
+    require_encoding(held.encoding, held.get_parameter_status("client_encoding"))
+    cursor.cursor.tzinfo_factory = timezone
 
 
 @hookimpl

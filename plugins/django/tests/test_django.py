@@ -12,5 +12,4 @@ class TestDjango(PluginContract):
     exempt = {
         "next_call_after_an_error": ROLLBACK_ALONE,
         "session_stays_after_an_error": ROLLBACK_ALONE,
-        "other_time_zone": "Django reads instants in the time zone that it has set on the connection itself",
     }

@@ -14,6 +14,7 @@ from procrastinate_extconn.drivers import (
     Refusal,
     libpq_state,
     numeric,
+    require_encoding,
     rows,
 )
 from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
@@ -71,6 +72,9 @@ def execute_on_external(
         return None
     if _ASYNC.find(_behind_proxy(conn)):
         return _execute_async(conn, query, args)
+    if isinstance(conn._adapter, conn.psycopg2_adapter):
+        held = conn.connection()
+        require_encoding(held.encoding, held.get_parameter_status("client_encoding"))
     cursor = conn.execute_sql(query, dict(args))
     return rows(cursor.description, cursor.fetchall)
 
@@ -103,7 +107,10 @@ def _async_state(database: Any) -> State:
         return "autocommit"
     # Peewee would connect anew, outside the transaction that went with the connection.
     held = database._state.conn.conn
-    return "closed" if held is None or held.is_closed() else "in_transaction"
+    if held is None or held.is_closed():
+        return "closed"
+    # Peewee does not notice a COMMIT that was sent as SQL.
+    return "in_transaction" if held.is_in_transaction() else "autocommit"
 
 
 @hookimpl

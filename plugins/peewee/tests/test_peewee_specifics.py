@@ -206,6 +206,17 @@ async def test_async_states(async_db: Any, database: Database, ship: Any) -> Non
         assert await asyncio.create_task(elsewhere()) == "autocommit"
 
 
+async def test_async_commit_as_sql(async_db: Any, database: Database, ship: Any) -> None:
+    """After a COMMIT that was sent as SQL, a block is no transaction any more, and a job is refused."""
+    async with async_db.atomic():
+        await async_db.aexecute_sql("COMMIT")
+        assert extconn.describe(async_db).state == "autocommit"
+        external = extconn.external(async_db, outside_transaction="error")
+        with pytest.raises(extconn.OutsideTransaction):
+            await ship.configure(connection=external).defer_async()
+    assert not database.jobs()
+
+
 async def test_async_lost_connection(async_db: Any, database: Database, ship: Any) -> None:
     """No job lands outside the transaction where Peewee would connect anew."""
     with pytest.raises(peewee.PeeweeException):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from procrastinate_extconn.drivers import (
+    TIMESTAMPTZ,
     Classes,
     Refusal,
     named,
     numeric,
     positional,
     require_encodable,
+    require_iso,
     rows,
 )
 from procrastinate_extconn.hookspecs import Description, Kind, Rows, State, Value, hookimpl
@@ -56,18 +59,42 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
         return None
     # Otherwise pg8000 notices with half of the statement sent, and takes each answer for that to the statement before.
     require_encodable(args, conn._client_encoding)
-    return _run(conn, query, args) if is_native else _execute(conn, query, args)
+    with _instants_as_text(conn):
+        return _run(conn, query, args) if is_native else _execute(conn, query, args)
+
+
+@contextmanager
+def _instants_as_text(conn: Any) -> Generator[None]:
+    """In a DateStyle other than ISO, pg8000 would guess, and a guess that fails leaves half of the rows unread."""
+    types = conn.pg_types
+    if not _date_style(conn).startswith("ISO"):
+        conn.pg_types = types.copy()
+        conn.pg_types[TIMESTAMPTZ] = str
+    try:
+        yield
+    finally:
+        conn.pg_types = types
+
+
+def _date_style(conn: Any) -> str:
+    statuses = conn.parameter_statuses
+    if isinstance(statuses, dict):
+        return str(statuses["DateStyle"])
+    return str(dict(statuses).get(b"DateStyle", b"ISO").decode())  # up to pg8000 1.30
 
 
 def _run(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
     fetched = conn.run(named(query), **args)
-    names = [column["name"] for column in conn.columns or ()]
+    columns = conn.columns or ()
+    require_iso(_date_style(conn), [column["type_oid"] for column in columns])
+    names = [column["name"] for column in columns]
     return [dict(zip(names, row, strict=True)) for row in fetched or ()]
 
 
 def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
     cursor = conn.cursor()
     cursor.execute(*_statement(_paramstyle(cursor), query, args))
+    require_iso(_date_style(conn), [column[1] for column in cursor.description or ()])
     return rows(cursor.description, cursor.fetchall)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pg8000
@@ -164,6 +165,23 @@ def test_install_line(connect: Connect, function: Any) -> None:
     """Without the plugin, each kind of connection gets the line that installs it."""
     refusal = Fallback(lambda: ["psycopg"]).refusal(connect(function))
     assert install_line("pg8000") in str(refusal)
+
+
+@pytest.mark.parametrize("function", [pg8000.dbapi.connect, pg8000.native.Connection])
+def test_date_style(connect: Connect, ship: Any, function: Any) -> None:
+    """pg8000 guesses at a DateStyle other than ISO: a job is deferred, and what has instants is refused."""
+    conn = connect(function)
+    execute = conn.run if function is pg8000.native.Connection else conn.cursor().execute
+    execute("SET DateStyle = 'SQL, DMY'")
+    external = extconn.external(conn, outside_transaction="allow")
+    at = datetime(2031, 2, 3, tzinfo=timezone.utc)
+    job_id = ship.configure(connection=external, schedule_at=at).defer()
+    manager = JobManager(ExternalConnector(external))
+    with pytest.raises(extconn.ExternalConnectionError, match="run `SET DateStyle = 'ISO'` first"):
+        manager.list_jobs()
+    assert manager.get_job_status(job_id).value == "todo"
+    execute("SET DateStyle = 'ISO'")
+    assert [job.scheduled_at for job in manager.list_jobs() if job.id == job_id] == [at]
 
 
 @pytest.mark.parametrize("lock", ["null", "NULL", 'a\\"b', " ", "it's {a,b}\r\n", ""])

@@ -11,6 +11,8 @@ from procrastinate_extconn.testing import Kind, PluginContract
 
 CONNECTION, TRANSACTION = kinds_of("psqlpy")
 NO_STATE = "a connection shows neither a BEGIN that was sent as SQL nor what became of it"
+NO_COMMIT = "a transaction does not show that a COMMIT was sent as SQL"
+UTF_8 = "psqlpy does not notice a client_encoding that was set with SQL, and does not show it"
 NO_SQLSTATE = "psqlpy gives the text of an error alone"
 DEAF = "a connection of psqlpy's pool hears no notification: its listener opens one of its own, beyond the pool's size"
 NO_LISTENER = {
@@ -42,6 +44,7 @@ class TestConnection(PluginContract):
         "state_after_rollback": NO_STATE,
         "autocommit": NO_STATE,
         "sqlstate": NO_SQLSTATE,
+        "other_client_encoding": UTF_8,
         **NO_LISTENER,
     }
 
@@ -53,6 +56,8 @@ class TestTransaction(PluginContract):
     pools = TestConnection.pools
     exempt = {
         "state_after_an_error": "a transaction does not show that it has failed",
+        "state_after_a_raw_commit": NO_COMMIT,
         "sqlstate": NO_SQLSTATE,
+        "other_client_encoding": UTF_8,
         **NO_LISTENER,
     }

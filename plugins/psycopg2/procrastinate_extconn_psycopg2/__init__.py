@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, rows
+from procrastinate_extconn.drivers import Classes, Refusal, libpq_state, require_encoding, rows
 from procrastinate_extconn.exceptions import UnsupportedConnection
 from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
 
@@ -21,6 +21,7 @@ _CONNECTION = Classes[bool](
     }
 )
 _BEGIN = "conn.autocommit = False"
+_BEGIN_AGAIN = "conn.rollback()"
 _POOL = Classes[bool]({"psycopg2.pool.AbstractConnectionPool": True})
 
 
@@ -33,14 +34,18 @@ def describe_external(conn: Any) -> Description | None:
             "procrastinate-extconn does not support external connections of psycopg2 in asynchronous mode: nothing "
             "waits for their results. Connect without `async_=True`, or with aiopg."
         )
-    state = libpq_state(conn, conn.get_transaction_status())
-    return Description("psycopg2", "psycopg2", is_async=False, state=state, begin=_BEGIN)
+    # psycopg2 does not notice a COMMIT that was sent as SQL, and sends no BEGIN after it.
+    begun = conn.status == import_module("psycopg2.extensions").STATUS_BEGIN
+    state = libpq_state(conn, conn.get_transaction_status(), begun=begun)
+    begin = _BEGIN if conn.autocommit else _BEGIN_AGAIN
+    return Description("psycopg2", "psycopg2", is_async=False, state=state, begin=begin)
 
 
 @hookimpl
 def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Rows | None:
     if not _CONNECTION.find(conn):
         return None
+    require_encoding(conn.encoding, conn.get_parameter_status("client_encoding"))
     # The connection's own cursor factory stays: it is where tracing libraries sit.
     with conn.cursor() as cursor:
         cursor.string_types = _casters().copy()

@@ -99,6 +99,32 @@ def test_casters(conn: Any, ship: Any) -> None:
         assert cursor.fetchall() == [(f"<{job_id}>", {"weight": Decimal("0.1")})]
 
 
+def test_commit_as_sql(conn: Any, database: Database, ship: Any) -> None:
+    """After a COMMIT that was sent as SQL, a job is refused, and the line of the refusal helps."""
+    with conn.cursor() as cursor:
+        cursor.execute("COMMIT")
+    external = extconn.external(conn, outside_transaction="error")
+    with pytest.raises(extconn.OutsideTransaction, match=r"open one with `conn\.rollback\(\)`"):
+        ship.configure(connection=external).defer()
+    conn.rollback()
+    ship.configure(connection=external).defer()
+    conn.rollback()
+    assert not database.jobs()
+
+
+def test_client_encoding_as_sql(conn: Any, ship: Any) -> None:
+    """An encoding that was set with SQL is refused, and one that was set by psycopg2's own means is not."""
+    with conn.cursor() as cursor:
+        cursor.execute("SET client_encoding = 'LATIN1'")
+    with pytest.raises(extconn.ExternalConnectionError, match="set to LATIN1 with SQL"):
+        ship.configure(connection=conn, lock="é").defer()
+    conn.rollback()
+    conn.set_client_encoding("EUC_JP")
+    ship.configure(connection=conn, lock="日本").defer()
+    [job] = JobManager(ExternalConnector(conn)).list_jobs()
+    assert job.lock == "日本"
+
+
 def test_named_cursor_goes_on(conn: Any, ship: Any) -> None:
     """A server-side cursor that is half read stays where it is."""
     with conn.cursor("half") as cursor:

@@ -13,6 +13,7 @@ from .clause import Clause, clauses_of
 from .discovery import DiscoveryClauses
 from .errors import ErrorClauses
 from .fidelity import FidelityClauses
+from .formats import FormatClauses
 from .interruptions import InterruptionClauses
 from .manager import ManagerClauses
 from .mismatch import MismatchClauses
@@ -38,6 +39,7 @@ class PluginContract(
     ErrorClauses,
     SurroundingsClauses,
     SessionClauses,
+    FormatClauses,
     FidelityClauses,
     TransactionClauses,
     ClaimClauses,
@@ -53,7 +55,7 @@ class PluginContract(
 
     kinds: ClassVar[Sequence[Kind]]
     """The kinds of connection that are tested: what the plugin's ``external_kinds`` returns, unless you name others.
-    Variants with unusual settings are kinds of their own."""
+    They replace those, so include the plain ones. Each `variant` is a kind of its own."""
 
     commits_by_itself: ClassVar[Sequence[Kind]] = ()
     """Kinds whose connection commits each statement by itself. Without one, the kit sets ``conn.autocommit = True``

@@ -63,8 +63,11 @@ def twice(kind: Kind) -> Kind:
 def variant(kind: Kind, name: str, prepare: Callable[[Any], Awaitable[Any] | Any]) -> Kind:
     """*kind* with connections on which somebody has set what may be in a plugin's way.
 
-    :param name: what is added to the kind's own.
-    :param prepare: sets it on a connection; an ``async def`` where the driver wants that.
+    The kit reads numbers and texts through `Held.execute`. They have to stay as the driver gives them by itself.
+
+    :param name: the id becomes that of *kind*, a hyphen, and this.
+    :param prepare: called with each connection that was just opened; an ``async def`` where the driver wants that. It
+        ends any transaction that it began.
     """
 
     @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ...exceptions import OutsideTransaction, UnusableConnection
+from ...guard import READY
 from ...options import external
 from ...plugins import plugins
 from ...sync_async import done
@@ -92,6 +93,20 @@ class StateClauses:
         await caller.defer()
         await caller.rollback()
         await _state_is_true(caller)
+
+    @clause()
+    async def test_state_after_a_raw_commit(self, caller: Caller) -> None:
+        """After the caller's ``COMMIT`` as SQL, no state promises a transaction that the next job is not in."""
+        await caller.defer()
+        if await caller.error_of(caller.execute("COMMIT")) is not None:
+            return
+        state = caller.describe().state
+        if state in READY:
+            [job_id] = await caller.defer()
+            must(
+                not caller.database.sees(job_id),
+                f"the state is {state!r}, but the job on it is committed by itself",
+            )
 
     @clause()
     async def test_next_transaction(self, caller: Caller) -> None:

@@ -161,6 +161,24 @@ class CountsOnItsOwn(Fault):
         return found if id(raw) in self.sent else found._replace(state="idle")
 
 
+class BeginsOnce(Fault):
+    """Keeps a flag of its own, and sends no BEGIN after a COMMIT that the caller sent."""
+
+    clause = "state_after_a_raw_commit"
+    why = "the state is 'idle', but the job on it is committed by itself"
+    begun: ClassVar[set[int]] = set()
+
+    def execute(self, raw: Any, query: str, args: dict[str, Any]) -> Any:
+        again = id(raw) in self.begun and raw.info.transaction_status == 0
+        self.begun.add(id(raw))
+        if not again:
+            return super().execute(raw, query, args)
+        raw.autocommit = True
+        rows = super().execute(raw, query, args)
+        raw.autocommit = False
+        return rows
+
+
 class BreaksOnClosed(Fault):
     """Asks a closed connection for what it no longer knows."""
 
