@@ -215,6 +215,8 @@ def describe_external(conn: Any) -> Description | None:
     dialect = bind.dialect
     state = _state(target) if is_connection else _session_state(target, bind)
     begin = _BEGIN[bool(is_connection), is_async]
+    if dialect.name == "sqlite":  # which knows no READ COMMITTED
+        begin = begin.replace("READ COMMITTED", "SERIALIZABLE")
     return Description(dialect.driver, "sqlalchemy", is_async, state, begin, dialect.name)
 
 
@@ -269,7 +271,16 @@ def _state(connection: Connection) -> State:
         return raw.state
     if getattr(held.dbapi_connection, "autocommit", False) is True:
         return "autocommit"
-    return "in_transaction" if connection.in_transaction() else "idle"
+    is_begun = connection.in_transaction()
+    # A PostgreSQL dialect may send BEGIN with the first statement, and a listener with SQLAlchemy's own.
+    if (
+        raw is not None
+        and raw.state == "autocommit"
+        and raw.dialect != "postgresql"
+        and (is_begun or not connection.engine.dispatch.begin)
+    ):
+        return "autocommit"
+    return "in_transaction" if is_begun else "idle"
 
 
 def _opens_in_autocommit(bind: Engine | Connection) -> bool:

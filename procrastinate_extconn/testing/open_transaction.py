@@ -10,9 +10,10 @@ from procrastinate.connector import BaseConnector
 from ..connector import ExternalConnector
 from ..drivers import execute_on_held
 from ..exceptions import OutsideTransaction
-from ..hookspecs import Description, Rows
+from ..hookspecs import OUTBOX, Description, Rows
 from ..options import unwrap
 from ..plugins import describe
+from ..queries import FOR_A_TEST
 from ..sync_async import done, finish
 from ..wire import Loads
 
@@ -40,6 +41,8 @@ class TestedConnection(ExternalConnector):
         is_async: bool | None = None,
         connection: object = None,
     ) -> Rows | Awaitable[Rows]:
+        if self.description.dialect == OUTBOX:
+            query += FOR_A_TEST
         return super().run_query(
             query, arguments, is_async=self.description.is_async, connection=connection
         )

@@ -92,7 +92,8 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
                 conn.set_rollback(True)
             raise
         found = rows(cursor.description, cursor.fetchall)
-    return found if conn.timezone else _aware(conn, found)
+    is_aware = conn.timezone or conn.vendor != "postgresql"
+    return found if is_aware else _aware(conn, found)
 
 
 def _aware(conn: Any, found: Rows) -> Rows:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .tables import DIALECTS, OUTBOX, Tables, inbox_ddl
+from .names import OUTBOX
+from .tables import DIALECTS, Tables, inbox_ddl
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CHAR, BigInteger, Column, DateTime, MetaData, String, Table, Text
+from sqlalchemy import CHAR, BigInteger, Column, DateTime, MetaData, String, Table, Text, func
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -14,15 +13,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.functions import FunctionElement
 
-OUTBOX = "procrastinate_outbox"
-MARKS = "procrastinate_outbox_marks"
-INBOX = "procrastinate_outbox_inbox"
+from .names import INBOX, MARKS, OUTBOX, split
 
 DIALECTS = ("postgresql", "sqlite", "mysql", "mariadb")
 """The databases that the tables are tested on."""
-
-CHANNEL = "procrastinate_outbox"
-"""The channel on which a row in a PostgreSQL outbox wakes the relays. It has no payload."""
 
 
 class Tables:
@@ -47,31 +41,21 @@ class Tables:
 
 
 def inbox(metadata: MetaData | None = None) -> Table:
-    """The table beside Procrastinate's jobs: which rows of which outbox were forwarded, and are not yet deleted."""
+    """The table beside Procrastinate's jobs: which rows were forwarded, and may not be deleted yet.
+
+    It names no outbox, so that no name or address of one has to be right. An id is a UUID.
+    """
     return Table(
         INBOX,
         MetaData() if metadata is None else metadata,
-        Column("outbox", String(255), primary_key=True),
         Column("id", CHAR(36), primary_key=True),
+        Column("forwarded_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     )
 
 
 def inbox_ddl() -> list[str]:
     """The statements that create the inbox."""
     return [_create(inbox(), "postgresql")]
-
-
-def split(table: str) -> tuple[str | None, str]:
-    """The schema, if there is one, and the name of a table.
-
-    :raises ValueError: for a name that would need quotes.
-    """
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?", table, re.ASCII):
-        raise ValueError(
-            f"table should be a plain name, or schema.name: letters, digits and _, got {table!r}"
-        )
-    schema, _, name = table.rpartition(".")
-    return schema or None, name
 
 
 class UtcNow(FunctionElement[datetime]):
