@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .commands import COMMANDS
 from .names import OUTBOX
 from .tables import DIALECTS, Tables, inbox_ddl
 
@@ -35,3 +36,7 @@ def tables(dialect: str | None, table: str, inbox: bool) -> None:
         raise click.UsageError(str(exc)) from exc
     for statement in statements:
         click.echo(f"{statement};\n")
+
+
+for _command in COMMANDS:
+    main.add_command(_command)

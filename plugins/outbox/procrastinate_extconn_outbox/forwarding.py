@@ -47,7 +47,7 @@ _REMEMBER = (
 _FORGET = f"DELETE FROM {INBOX} WHERE id IN ({_GIVEN})"  # noqa: S608
 _OLD = (
     f"DELETE FROM {INBOX} WHERE forwarded_at "  # noqa: S608
-    "< now() - pg_catalog.make_interval(days => CAST(%(days)s AS int))"
+    "< now() - pg_catalog.make_interval(days => CAST(%(days)s AS int)) RETURNING 1 AS one"
 )
 _INBOX = f"SELECT CAST(pg_catalog.to_regclass('{INBOX}') AS pg_catalog.text) AS name"
 _TAKEN = (
@@ -103,10 +103,10 @@ async def forget(queue: Lent, ids: Iterable[str]) -> None:
     await queue.execute(_FORGET, {"ids": json.dumps([*ids])})
 
 
-async def forget_old(queue: Lent, days: int) -> None:
-    """Forget the ids that relays left behind so many days ago, when they were killed."""
+async def forget_old(queue: Lent, days: int) -> int:
+    """Forget the ids that relays left behind so many days ago, when they were killed. Returns how many."""
     await queue.execute(_EXCLUSIVE, {"key": _KEY})
-    await queue.execute(_OLD, {"days": days})
+    return len(await queue.execute(_OLD, {"days": days}))
 
 
 async def forward(queue: Lent, rows: Sequence[Row]) -> Forwarded:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -22,6 +24,8 @@ from procrastinate_extconn.exceptions import ExternalConnectionError
 
 from .names import OUTBOX
 from .tables import Tables
+
+T = TypeVar("T")
 
 ROWS = 200
 """How many rows are forwarded in one transaction."""
@@ -107,3 +111,33 @@ class Source:
             statement = update(self._table).where(column == bindparam("row"))
             reasons = [{"row": row, "set_aside": reason} for row, reason in aside.items()]
             conn.execute(statement.values(set_aside=bindparam("set_aside")), reasons)
+
+
+def delete_marks(source: str, before: datetime) -> int:
+    """Delete the marks of `once` that are older than *before*, in UTC. Returns how many."""
+
+    def work(conn: Connection) -> int:
+        marks = Tables().marks
+        return conn.execute(delete(marks).where(marks.c.created_at < before)).rowcount
+
+    return run_sync(source, work)
+
+
+def run_sync(source: str, work: Callable[[Connection], T]) -> T:
+    """What *work* returns, in a transaction of its own."""
+    engine = engine_of(source)
+    if isinstance(engine, AsyncEngine):
+        return asyncio.run(_run_async(engine, work))
+    try:
+        with engine.begin() as conn:
+            return work(conn)
+    finally:
+        engine.dispose()
+
+
+async def _run_async(engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+    try:
+        async with engine.begin() as conn:
+            return await conn.run_sync(work)
+    finally:
+        await engine.dispose()
