@@ -269,16 +269,12 @@ def _state(connection: Connection) -> State:
     # A closed one is for SQLAlchemy to find, with the next statement: only then does it connect anew.
     if raw is not None and raw.state in ("in_transaction", "failed"):
         return raw.state
-    if getattr(held.dbapi_connection, "autocommit", False) is True:
-        return "autocommit"
     is_begun = connection.in_transaction()
-    # A PostgreSQL dialect may send BEGIN with the first statement, and a listener with SQLAlchemy's own.
-    if (
-        raw is not None
-        and raw.state == "autocommit"
-        and raw.dialect != "postgresql"
-        and (is_begun or not connection.engine.dispatch.begin)
-    ):
+    if raw is None or raw.dialect == "postgresql":
+        by_itself = getattr(held.dbapi_connection, "autocommit", False) is True
+    else:  # The attribute may be a method, or a number. A listener may send BEGIN where the driver would not.
+        by_itself = raw.state == "autocommit" and (is_begun or not connection.engine.dispatch.begin)
+    if by_itself:
         return "autocommit"
     return "in_transaction" if is_begun else "idle"
 

@@ -36,16 +36,21 @@ def describe_external(conn: Any) -> Description | None:
 
 
 def _state(conn: Any) -> State:
-    is_open = getattr(conn, "open", None)
-    if is_open is None:  # the async ones
-        is_open = not conn.closed
-    if not is_open:
+    if not _is_open(conn):
         return "closed"
     # The state after the last statement, as the server told it. mysqlclient keeps it to itself.
     if getattr(conn, "server_status", 0) & _IN_TRANSACTION:
         return "in_transaction"
     autocommit = conn.get_autocommit() if hasattr(conn, "get_autocommit") else conn.autocommit
     return "autocommit" if autocommit else "idle"
+
+
+def _is_open(conn: Any) -> bool:
+    if hasattr(conn, "_closed"):  # MariaDB's connector asks the server, in its `open`.
+        return not conn._closed
+    if hasattr(conn, "closed"):  # aiomysql
+        return not conn.closed
+    return bool(conn.connected if hasattr(conn, "connected") else conn.open)
 
 
 @hookimpl
