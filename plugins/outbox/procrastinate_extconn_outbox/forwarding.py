@@ -96,10 +96,17 @@ async def enter_fence(queue: Lent) -> None:
     await queue.execute(_SHARED, {"key": _KEY})
 
 
-async def forget(queue: Lent, ids: Iterable[str]) -> None:
-    """Forget *ids*, whose rows are gone, unless relays that are at work hold the fence for long."""
-    await queue.execute("SET LOCAL lock_timeout = '200ms'", {})
+async def close_fence(queue: Lent, milliseconds: int) -> None:
+    """Keep others from forwarding until the transaction ends. Only then may ids be forgotten.
+
+    :param milliseconds: how long to wait for relays that are at work. After that it is an error that passes.
+    """
+    await queue.execute(f"SET LOCAL lock_timeout = {milliseconds:d}", {})
     await queue.execute(_EXCLUSIVE, {"key": _KEY})
+
+
+async def forget(queue: Lent, ids: Iterable[str]) -> None:
+    """Let the inbox forget *ids*."""
     await queue.execute(_FORGET, {"ids": json.dumps([*ids])})
 
 
@@ -126,7 +133,7 @@ async def forward(queue: Lent, rows: Sequence[Row]) -> Forwarded:
     failed = await _defer_all(queue, waiting)
     if failed:
         # Whoever mends such a row lets it wait again, and then it is to be forwarded.
-        await queue.execute(_FORGET, {"ids": json.dumps([*failed])})
+        await forget(queue, failed)
     aside |= failed
     return Forwarded([row.id for row in rows if row.id not in aside], aside)
 

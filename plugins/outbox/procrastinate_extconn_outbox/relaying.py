@@ -27,7 +27,10 @@ T = TypeVar("T")
 AnySource: TypeAlias = "str | URL | Engine | AsyncEngine"
 
 _IDS = 5 * ROWS
-"""How many ids wait at most before the relay tries to forget them, while it is busy."""
+"""After so many ids the relay tries to forget them, even while it is busy."""
+_PATIENCE = 200
+_LAST_PATIENCE = 2000
+"""Milliseconds to wait for the fence, in between and at the end."""
 
 
 def relay(
@@ -137,8 +140,8 @@ class _Relay:
         self._outbox = outbox
         self._queue = queue
         self._waking = waking
-        self._gone: set[str] = set()
-        """Ids whose rows this relay has deleted, and which the inbox may still hold."""
+        self._known: set[str] = set()
+        """Ids that this relay has read in the outbox, and that the inbox may still hold."""
         self._forget_at = _IDS
 
     async def run(self, *, wait: bool) -> None:
@@ -152,13 +155,13 @@ class _Relay:
             elif not wait:
                 break
             is_full = count == ROWS
-            if len(self._gone) >= self._forget_at or (self._gone and was_idle):
-                await self._forget()
+            if was_idle or len(self._known) >= self._forget_at:
+                await self._forget(_PATIENCE)
             was_idle = not count
             if not count:
                 # Rows that are there all the same are another relay's.
                 await self._waking.next_look()
-        await self._forget()
+        await self._forget(_LAST_PATIENCE)
 
     async def _prepare(self) -> None:
         async with self._outbox.transaction() as outbox:
@@ -183,10 +186,10 @@ class _Relay:
                 if not is_claimed:
                     await claim.aclose()  # It could only be in the way of others.
                 gone, aside = await forwarding.forward(queue, rows)
+            self._known.update(gone)
             if not is_claimed:
                 outbox = await claim.enter_async_context(self._outbox.transaction())
             await outbox.run(self._source.settle, gone, aside)
-        self._gone.update(gone)
         for row_id, reason in aside.items():
             logger.error(
                 "The row %s is set aside: %s",
@@ -197,17 +200,23 @@ class _Relay:
         logger.debug("Rows forwarded: %s", len(gone), extra={"action": "outbox_rows_forwarded"})
         return len(rows)
 
-    async def _forget(self) -> None:
-        """Let the inbox forget rows that are gone, if no other relay holds the fence for long."""
-        if not self._gone:
+    async def _forget(self, patience: int) -> None:
+        """Let the inbox forget rows that are gone, if no other relay holds the fence for long.
+
+        These are ids that this relay itself has read here. Those of other outboxes are never touched.
+        """
+        if not self._known:
             return
         try:
             async with self._queue.transaction() as queue:
-                await forwarding.forget(queue, self._gone)
+                await forwarding.close_fence(queue, patience)
+                async with self._outbox.transaction() as outbox:
+                    left = await outbox.run(self._source.still_there, self._known)
+                await forwarding.forget(queue, self._known - left)
         except ConnectorException as exc:
             if not may_pass(exc):
                 raise
-            self._forget_at = len(self._gone) + _IDS
+            self._forget_at = len(self._known) + _IDS
         else:
-            self._gone.clear()
-            self._forget_at = _IDS
+            self._known = left
+            self._forget_at = len(left) + _IDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -98,6 +98,16 @@ class Source:
         """Whether any row waits, claimed or not."""
         query = select(self._table.c.id).where(self._waiting).limit(1)
         return conn.execute(query).first() is not None
+
+    def still_there(self, conn: Connection, ids: Collection[str]) -> set[str]:
+        """Those of *ids* whose rows are not deleted."""
+        column, rest, found = self._table.c.id, list(ids), set[str]()
+        while rest:  # Databases have limits for the length of a list.
+            part, rest = rest[:500], rest[500:]
+            found.update(
+                row_id.rstrip() for row_id in conn.scalars(select(column).where(column.in_(part)))
+            )
+        return found
 
     def settle(self, conn: Connection, gone: Sequence[str], aside: Mapping[str, str]) -> None:
         """Delete rows, and set others aside.

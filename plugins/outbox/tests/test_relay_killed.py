@@ -182,7 +182,7 @@ def test_each_row_becomes_its_job_once(
         audit.run()
         jobs, different, left = audit.counts()
         with capsys.disabled():
-            print(
+            print(  # noqa: T201 - figures are what these tests are for
                 f"\n{place.url.get_backend_name()} to postgresql, {relays} relays, seed {SEED}: {audit.kills} relays "
                 f"and {audit.server_kills} times both servers killed, {jobs} jobs of {ROWS} rows, "
                 f"{jobs - different} twice, {ROWS - different} missing, {left} ids left in the inbox, "
