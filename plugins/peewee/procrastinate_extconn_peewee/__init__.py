@@ -13,6 +13,7 @@ from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
     libpq_state,
+    named,
     numeric,
     rows,
 )
@@ -69,8 +70,11 @@ def execute_on_external(
 ) -> Rows | Awaitable[Rows] | None:
     if not _DATABASE.find(conn):
         return None
-    if _ASYNC.find(_behind_proxy(conn)):
+    database = _behind_proxy(conn)
+    if _ASYNC.find(database):
         return _execute_async(conn, query, args)
+    if _DIALECT.find(database) == "sqlite":
+        query = named(query)
     cursor = conn.execute_sql(query, dict(args))
     return rows(cursor.description, cursor.fetchall)
 
