@@ -80,8 +80,8 @@ def _utc_now(element: UtcNow, compiler: Any, **how: Any) -> str:
     return _UTC_NOW.get(compiler.dialect.name, "CURRENT_TIMESTAMP")
 
 
-# Another engine might not roll back, and another character set might lose what is not in it.
-_MYSQL = {
+# Another engine might not roll back, and another character set might lose characters.
+_MYSQL: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))

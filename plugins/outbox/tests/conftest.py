@@ -112,8 +112,6 @@ class MariaDB:
 def mariadb() -> Iterator[MariaDB]:
     """Start a MariaDB server."""
     if not all(map(shutil.which, ("mariadb-install-db", "mariadbd"))):
-        if "EXTCONN_TEST_ALL_DRIVERS" in os.environ:
-            pytest.fail("no mariadbd: install mariadb-server")
         pytest.skip("no mariadbd: install mariadb-server")
     with tempfile.TemporaryDirectory(prefix="mariadb", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)

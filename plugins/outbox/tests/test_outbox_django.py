@@ -73,6 +73,7 @@ def database(url: URL) -> dict[str, Any]:
 @pytest.mark.parametrize("make", ["sqlite", "mariadb"])
 def test_project(request: pytest.FixtureRequest, tmp_path: Path, make: str, use_tz: bool) -> None:
     """The migration makes the tables and drops them; a job shares the fate of ``atomic()``, and is refused outside."""
+    pytest.importorskip("procrastinate_extconn_django")
     if make == "mariadb":
         pytest.importorskip("MySQLdb")
         server = request.getfixturevalue("mariadb")

@@ -41,7 +41,7 @@ def test_row_and_job_share_a_fate(engine: Engine, ship: Any) -> None:
 
 
 def test_every_attribute(engine: Engine, ship: Any) -> None:
-    """A job's attributes and any text in its arguments arrive, whatever the server's character set and SQL mode."""
+    """A job's attributes and any text in its arguments arrive, with any character set and SQL mode of the server."""
     at = datetime.datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=datetime.timezone.utc)
     args = {"text": "%s :x é 😀 ' \" \\ \n", "number": 0.1, "large": 2**70, "deep": [{"a": None}]}
     with engine.begin() as conn:
