@@ -48,8 +48,8 @@ class Description(NamedTuple):
     begin: str | None = None
     """The line of code that opens a transaction on this connection. `OutsideTransaction` shows it."""
     dialect: str = "postgresql"
-    """The database: ``"postgresql"``, ``"sqlite"``. A connection to any other than PostgreSQL is refused. `OUTBOX`
-    takes jobs that are deferred, to any database, and refuses every other query."""
+    """The database: ``"postgresql"``, ``"sqlite"``. A connection to any other than PostgreSQL is refused. The value
+    ``"outbox"`` stands for an object that takes deferred jobs, to any database, and refuses every other query."""
 
 
 class Diagnostic(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from procrastinate_extconn.hookspecs import Rows, Value
 from procrastinate_extconn.wire import DEFERS
@@ -41,5 +42,7 @@ def call(args: Mapping[str, Value], insert: str) -> dict[str, Value]:
 def sqlstate(rows: Rows) -> str | None:
     """The SQLSTATE of the error that the block caught, if *rows* are an answer with one."""
     answer = rows[0].get("answer") if rows else None
-    found = json.loads(answer) if isinstance(answer, str) and answer else [[]]
-    return found[0] if isinstance(found[0], str) else None
+    if not (isinstance(answer, str) and answer):
+        return None
+    found: list[Any] = json.loads(answer)
+    return found[0] if len(found) > 1 else None
