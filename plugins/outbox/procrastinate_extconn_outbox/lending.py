@@ -70,7 +70,13 @@ class Lender:
             call, enter, leave = self._call, lent.__aenter__, lent.__aexit__
         else:
             call, enter, leave = self._call_in_thread, lent.__enter__, lent.__exit__
-        conn = await call(enter)
+        try:
+            conn = await call(enter)
+        except asyncio.CancelledError:
+            if call == self._call_in_thread:  # The thread goes on, and then has a connection.
+                with contextlib.suppress(Exception):
+                    await call(leave, None, None, None)
+            raise
         try:
             yield Lent(conn, call)
         except BaseException as exc:

@@ -36,10 +36,7 @@ async def pool_of(app: procrastinate.App) -> AsyncGenerator[object]:
         yield pool
         return
     try:
-        try:
-            await _open(connector)
-        except Exception as exc:  # noqa: BLE001 - a driver may raise anything
-            raise explained(exc, QUEUE) from None
+        await _open(connector)
         yield _open_pool(connector) or connector
     finally:
         await _close(connector)
@@ -59,10 +56,16 @@ def _open_pool(connector: BaseConnector) -> object | None:
 
 
 async def _open(connector: BaseConnector) -> None:
-    if isinstance(connector, BaseAsyncConnector):
-        await connector.open_async()
+    try:
+        if isinstance(connector, BaseAsyncConnector):
+            await connector.open_async()
+        else:
+            await asyncio.to_thread(connector.open)
+    except Exception as exc:  # noqa: BLE001 - a driver may raise anything
+        error = explained(exc, QUEUE)
     else:
-        await asyncio.to_thread(connector.open)
+        return
+    raise error
 
 
 async def _close(connector: BaseConnector) -> None:
