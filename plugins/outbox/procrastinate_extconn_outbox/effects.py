@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Awaitable
 from typing import Any
 
 from procrastinate import JobContext
+from procrastinate.exceptions import ProcrastinateException
 
+from procrastinate_extconn import describe
 from procrastinate_extconn.connector import ExternalConnector
+from procrastinate_extconn.diagnosis import read
 from procrastinate_extconn.exceptions import ExternalConnectionError, OutsideTransaction
 from procrastinate_extconn.guard import READY, guard
-from procrastinate_extconn.hookspecs import Description
+from procrastinate_extconn.hookspecs import Rows
 
+from .absent import is_missing, missing
 from .names import MARKS
 
 _MARK = "namespace = %(namespace)s AND job_id = %(job_id)s AND digest = %(digest)s"
@@ -26,17 +31,30 @@ _INSERT = (
 class _InTransaction(ExternalConnector):
     """A connection to any database, in a transaction of the caller's."""
 
-    def _judge(self, description: Description, query: str, *, is_async: bool) -> None:
+    def run_query(
+        self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
+    ) -> Rows | Awaitable[Rows]:
+        description = describe(self._conn)
         if description.is_async is not is_async:
             raise self._mismatch(is_async=is_async)
         if description.state == "unknown":
             raise OutsideTransaction(
-                f"the plugin {description.plugin!r} does not tell whether this {description.driver} connection is in "
-                "a transaction, without which once() could not keep its word: use a connection that tells"
+                f"this {description.driver} connection does not tell whether it is in a transaction, and once() keeps "
+                "its word only in one: use a connection that tells"
             )
         if description.state not in READY:
-            # An INSERT, since what the look finds is worth nothing outside a transaction either.
+            # As for the INSERT: outside a transaction, what the look finds is worth nothing either.
             guard(self._conn, description, _INSERT, "error")
+        return self._send(query, arguments, is_async=is_async)
+
+    def _translated(
+        self, exc: Exception, arguments: dict[str, Any], *, kept: bool = False
+    ) -> ProcrastinateException:
+        if not is_missing(exc, MARKS):
+            return super()._translated(exc, arguments, kept=kept)
+        error = missing(MARKS, self._conn)
+        error.__cause__ = read(exc)[0]
+        return error
 
 
 def once(context: JobContext, connection: object, *, namespace: str = "") -> bool:

@@ -17,13 +17,12 @@ from procrastinate_extconn.queries import FOR_A_TEST
 from procrastinate_extconn.wire import DEFERS
 
 from . import block, looking
+from .absent import NO_TABLE, is_missing, missing
 from .names import CHANNEL, OUTBOX, split
 from .payload import new_id, stored
 
 _INSERT = "INSERT INTO {table} (id, jobs) VALUES (%(id)s, %(jobs)s)"
 # The statement itself wakes the relays: a trigger would be missing where a migration tool made the table.
-_NO_TABLE = ("42P01", "42S02")
-_MYSQL_NO_TABLE = 1146
 _NOTIFY = f" RETURNING CAST(pg_catalog.pg_notify('{CHANNEL}', '') AS pg_catalog.text) AS notified"
 
 
@@ -108,49 +107,29 @@ def _run(
     try:
         result = execute_on_held(outbox.conn, query, args)
     except Exception as exc:
-        if not _is_missing(exc, outbox):
+        if not is_missing(exc, outbox.table):
             raise
         cause = read(exc)[0]
     else:
         if not inspect.isawaitable(result):
             return _answered(result, outbox, answer)
         return _awaited(result, outbox, answer)
-    raise _missing(outbox) from cause
+    raise missing(outbox.table, outbox.conn) from cause
 
 
 async def _awaited(result: Awaitable[Rows], outbox: Outbox, answer: Callable[[Rows], Rows]) -> Rows:
     try:
         rows = await result
     except Exception as exc:
-        if not _is_missing(exc, outbox):
+        if not is_missing(exc, outbox.table):
             raise
         cause = read(exc)[0]
     else:
         return _answered(rows, outbox, answer)
-    raise _missing(outbox) from cause
+    raise missing(outbox.table, outbox.conn) from cause
 
 
 def _answered(rows: Any, outbox: Outbox, answer: Callable[[Rows], Rows]) -> Rows:
-    if block.sqlstate(rows) in _NO_TABLE:
-        raise _missing(outbox)
+    if block.sqlstate(rows) in NO_TABLE:
+        raise missing(outbox.table, outbox.conn)
     return answer(rows)
-
-
-def _is_missing(exc: Exception, outbox: Outbox) -> bool:
-    """Whether *exc* says that there is no such table: each database says so in its own way."""
-    cause, said = read(exc)
-    is_no_table = (
-        said.sqlstate in _NO_TABLE
-        or cause.args[:1] == (_MYSQL_NO_TABLE,)
-        or "no such table" in str(cause)
-    )
-    return is_no_table and split(outbox.table)[1] in str(cause)
-
-
-def _missing(outbox: Outbox) -> ExternalConnectionError:
-    held = describe_held(outbox.conn)
-    dialect = held.dialect if held else "..."
-    return ExternalConnectionError(
-        f"there is no table {outbox.table}: `procrastinate-extconn-outbox tables --dialect {dialect}` prints the "
-        "statements that create it. Roll back."
-    )
