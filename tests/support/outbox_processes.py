@@ -70,7 +70,8 @@ class Worker:
         self._left = orders.dies_in
         self._engine = create_engine(orders.url)
         self.app: procrastinate.App = app_on(orders.dsn)
-        self.task = self.app.task(name="work", pass_context=True)(self._work)
+        # A job that met another run's mark, or its lock, is run again.
+        self.task = self.app.task(name="work", pass_context=True, retry=20)(self._work)
 
     def _work(self, context: procrastinate.JobContext) -> None:
         from procrastinate_extconn_outbox import once
@@ -82,6 +83,10 @@ class Worker:
                 conn.execute(text(f"INSERT INTO effects (job_id) VALUES ({context.job.id})"))
             self._come_to("before the commit")
         self._come_to("between commit and return")
+
+    def dispose(self) -> None:
+        """Close the connections to the effects."""
+        self._engine.dispose()
 
     def _come_to(self, point: str) -> None:
         if point == self._orders.dies_at:
