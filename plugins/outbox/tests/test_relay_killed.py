@@ -116,7 +116,7 @@ class Audit:
             self._write(ROWS // 2)
             server_kills = sorted(self._rng.uniform(0.1, 0.9) for _ in range(SERVER_KILLS))
             while self._written < ROWS or self._has_rows():
-                time.sleep(self._rng.uniform(0, 3 if LONG else 1))
+                time.sleep(self._rng.uniform(0, 6 if LONG else 1))
                 self._kill_relay()
                 self._write(PORTION)
                 if server_kills and self._forwarded() > server_kills[0] * ROWS:
