@@ -169,6 +169,8 @@ def _keeps(connection: object) -> bool:
 
 
 def _is_outbox(connection: object) -> bool:
+    if connection is None:
+        return False
     description = plugins().describe(unwrap(connection))
     return description is not None and description.dialect == OUTBOX
 

@@ -33,12 +33,16 @@ def stored(jobs: str) -> tuple[str, int]:
     if not jobs.isascii():
         jobs = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], jobs)
     try:
-        count = len(json.loads(jobs, parse_constant=_refuse))
+        read = json.loads(jobs, parse_constant=_refuse)
+        if "\\ud" in jobs.lower():  # Only a whole pair of surrogates can be encoded.
+            json.dumps(read, ensure_ascii=False).encode()
+        count = len(read)
     except ValueError:
         count = 0
     if not count or _NUL.search(jobs):
         raise ExternalConnectionError(
-            "the job's arguments are not JSON that PostgreSQL can store: NaN, Infinity and a NUL character are not"
+            "the job's arguments are not JSON that PostgreSQL can store: NaN, Infinity, a NUL character and half a "
+            "surrogate pair are not"
         )
     return jobs, count
 

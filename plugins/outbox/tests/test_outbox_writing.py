@@ -135,14 +135,14 @@ def test_ids_sort_in_the_order_of_the_calls(engine: Engine, ship: Any) -> None:
     assert [jobs[0]["args"]["n"] for jobs in stored(engine)] == list(range(50))
 
 
-@pytest.mark.parametrize("value", ["a\0b", float("nan"), float("inf"), "\\\0"])
+@pytest.mark.parametrize("value", ["a\0b", float("nan"), float("inf"), "\\\0", "\ud800"])
 def test_what_postgresql_cannot_store(engine: Engine, ship: Any, value: object) -> None:
     """Arguments that the queue could not store are refused by the call, not by the relay."""
     with engine.begin() as conn:
         outbox = Outbox(conn)
         with pytest.raises(extconn.ExternalConnectionError, match="not JSON that PostgreSQL"):
             ship.configure(connection=outbox).defer(value=value)
-        ship.configure(connection=outbox).defer(value="\\u0000 is only text here")
+        ship.configure(connection=outbox).defer(value="\\u0000 and \\ud800 are only text here 😀")
     assert len(stored(engine)) == 1
 
 
@@ -159,3 +159,17 @@ def test_wakes_the_relay(postgresql_url: URL, ship: Any) -> None:
         # In the order of the commits: what was committed before arrives before.
         listening.execute("NOTIFY procrastinate_outbox, 'sentinel'")
     assert [notification.payload for notification in heard] == ["", "", "sentinel"]
+
+
+def test_insert_is_enough(postgresql_url: URL, ship: Any) -> None:
+    """Who defers needs no other privilege than INSERT on the outbox, with a savepoint either."""
+    engine = create_engine(postgresql_url)
+    role = f"shop_{postgresql_url.database}"
+    with engine.connect() as conn:
+        conn.execute(text(f"CREATE ROLE {role}"))
+        conn.execute(text(f"GRANT INSERT ON procrastinate_outbox TO {role}"))
+        conn.execute(text(f"SET LOCAL ROLE {role}"))
+        for connection in (Outbox(conn), extconn.external(Outbox(conn), savepoint=True)):
+            assert ship.configure(connection=connection).defer() == -1
+        conn.rollback()
+    engine.dispose()
