@@ -58,7 +58,7 @@ def inbox_ddl() -> list[str]:
     return [_create(inbox(), "postgresql")]
 
 
-class _UtcNow(FunctionElement[datetime]):
+class UtcNow(FunctionElement[datetime]):
     """The server's time, in UTC and without a time zone."""
 
     type = DateTime()
@@ -75,8 +75,8 @@ _UTC_NOW = {
 }
 
 
-@compiles(_UtcNow)
-def _utc_now(element: _UtcNow, compiler: Any, **how: Any) -> str:
+@compiles(UtcNow)
+def _utc_now(element: UtcNow, compiler: Any, **how: Any) -> str:
     return _UTC_NOW.get(compiler.dialect.name, "CURRENT_TIMESTAMP")
 
 
@@ -99,7 +99,7 @@ def _outbox(metadata: MetaData, table: str) -> Table:
         Column("id", CHAR(36), primary_key=True),
         # One call: the array of jobs that Procrastinate's own function takes, as JSON.
         Column("jobs", _LONG_TEXT, nullable=False),
-        Column("created_at", _INSTANT, nullable=False, server_default=_UtcNow()),
+        Column("created_at", _INSTANT, nullable=False, server_default=UtcNow()),
         # Why the relay could not forward this row; NULL while it waits.
         Column("set_aside", _LONG_TEXT),
         schema=schema,
@@ -114,7 +114,7 @@ def _marks(metadata: MetaData) -> Table:
         Column("namespace", String(191), primary_key=True),
         Column("job_id", BigInteger, primary_key=True, autoincrement=False),
         Column("digest", CHAR(64), primary_key=True),
-        Column("created_at", _INSTANT, nullable=False, server_default=_UtcNow()),
+        Column("created_at", _INSTANT, nullable=False, server_default=UtcNow()),
         **_MYSQL,
     )
 
