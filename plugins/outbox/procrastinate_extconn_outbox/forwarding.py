@@ -77,10 +77,10 @@ async def prepare(queue: Lent) -> None:
     if (await queue.execute(_INBOX, {}))[0]["name"]:
         return
     await queue.execute(_EXCLUSIVE, {"key": _KEY})
-    if (await queue.execute(_INBOX, {}))[0]["name"]:
-        return
     try:
         for statement in inbox_ddl():
+            # Another relay may have been faster. A second look would not see that, as the server caches the first.
+            statement = statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
             await queue.execute(statement, {})
     except ConnectorException as exc:
         if read(exc)[1].sqlstate != "42501":

@@ -327,6 +327,19 @@ def test_no_inbox_and_no_right_to_create_it(sqlite: Engine, dsn: str) -> None:
             conn.execute("DROP ROLE relay_only")
 
 
+async def test_many_relays_create_the_inbox(sqlite: Engine, dsn: str) -> None:
+    """Relays that start at the same time, in a queue without an inbox, all find one."""
+    for _ in range(3):
+        with psycopg.connect(dsn) as conn:
+            conn.execute("DROP TABLE IF EXISTS procrastinate_outbox_inbox")
+        connectors = [procrastinate.PsycopgConnector(conninfo=dsn, min_size=1) for _ in range(8)]
+        apps = [procrastinate.App(connector=one) for one in connectors]
+        async with contextlib.AsyncExitStack() as stack:
+            for app in apps:
+                await stack.enter_async_context(app.open_async())
+            await asyncio.gather(*(relay_async(sqlite, app, wait=False) for app in apps))
+
+
 def test_no_queue(sqlite: Engine, app: procrastinate.App, dsn: str) -> None:
     """An error that concerns every row ends the relay, and sets no row aside."""
     ids = write(sqlite, [JOB])
