@@ -29,8 +29,8 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 nitpicky = True
 nitpick_ignore_regex = [
-    # Documented elsewhere: Python's names, Procrastinate's and pluggy's.
-    ("py:.*", r"(collections|contextlib|datetime|json|sys|procrastinate|pluggy)\..*"),
+    # Documented elsewhere: Python's names, Procrastinate's, pluggy's and SQLAlchemy's.
+    ("py:.*", r"(collections|contextlib|datetime|json|sys|procrastinate|pluggy|sqlalchemy)\..*"),
     ("py:.*", "InMemoryConnector|PsycopgConnector|PluginManager.*|Job"),
     # What a signature is written with: type variables and aliases, and types that are no public names.
     ("py:class", r".*\.[CT]|(wire\.)?(Dumps|Loads|OutsideMode|Rows|State|Value)"),

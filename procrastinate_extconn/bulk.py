@@ -15,6 +15,7 @@ from procrastinate.testing import InMemoryConnector
 
 from . import ambient, wire
 from .exceptions import ExternalConnectionError
+from .hookspecs import OUTBOX
 from .options import External, unwrap
 from .plugins import plugins
 from .queries import DEFER_ROWS
@@ -103,6 +104,7 @@ class _Stream:
             or home not in _OURS
             or isinstance(self._connector, InMemoryConnector)
             or _keeps(self._target())
+            or _is_outbox(self._target())
         ):
             return None
         return wire.encode_jobs(encode(jobs=[job.evolve(task_kwargs={})])["jobs"])[1:-1]
@@ -164,6 +166,13 @@ class _Stream:
 
 def _keeps(connection: object) -> bool:
     return isinstance(connection, External) and connection.savepoint
+
+
+def _is_outbox(connection: object) -> bool:
+    if connection is None:
+        return False
+    description = plugins().describe(unwrap(connection))
+    return description is not None and description.dialect == OUTBOX
 
 
 async def _take(rows: Iterator[Row] | AsyncIterator[Row], count: int) -> list[Row]:

@@ -13,7 +13,7 @@ from .exceptions import (
     UnusableConnection,
 )
 from .fallback import type_name
-from .hookspecs import Description, State
+from .hookspecs import OUTBOX, Description, State
 from .options import OutsideMode, unwrap
 from .plugins import plugins
 from .queries import writes
@@ -36,11 +36,12 @@ def require_postgresql(conn: object, description: Description) -> None:
 
     :raises UnsupportedConnection: naming the database.
     """
-    if description.dialect != "postgresql":
+    if description.dialect not in ("postgresql", OUTBOX):
         raise UnsupportedConnection(
             f"procrastinate-extconn does not support external connections to {description.dialect}: this "
             f"{type_name(type(unwrap(conn)))} is not bound to PostgreSQL. Use one that is bound to the database with "
-            "Procrastinate's schema: see \"Procrastinate's schema elsewhere\" in the documentation."
+            "Procrastinate's schema. If your rows are in another database, pass Outbox(connection) of "
+            'procrastinate-extconn-outbox: see "Rows in another database" in the documentation.'
         )
 
 

@@ -29,6 +29,10 @@ Rows: TypeAlias = "list[dict[str, Any]]"
 State: TypeAlias = Literal["idle", "in_transaction", "autocommit", "failed", "closed", "unknown"]
 
 
+OUTBOX = "outbox"
+"""The dialect of what keeps jobs beside the caller's rows, in any database, until they reach Procrastinate's."""
+
+
 class Description(NamedTuple):
     """What is known of an external connection without asking the server."""
 
@@ -45,7 +49,8 @@ class Description(NamedTuple):
     """The line of code that opens a transaction on this connection. `OutsideTransaction` shows it. It may differ by
     `state`."""
     dialect: str = "postgresql"
-    """The database: ``"postgresql"``, ``"sqlite"``. A connection to any other than PostgreSQL is refused."""
+    """The database: ``"postgresql"``, ``"sqlite"``. A connection to any other than PostgreSQL is refused. The value
+    ``"outbox"`` stands for an object that takes deferred jobs, to any database, and refuses every other query."""
 
 
 class Diagnostic(NamedTuple):

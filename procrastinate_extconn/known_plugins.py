@@ -19,6 +19,15 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "tortoise": ("tortoise.backends.base.client.BaseDBAsyncClient",),
     "piccolo": ("piccolo.engine.postgres.PostgresTransaction", "piccolo.engine.Engine"),
     "peewee": ("peewee.PostgresqlDatabase", "peewee.DatabaseProxy"),
+    "outbox": (
+        "sqlite3.Connection",
+        "aiosqlite.Connection",
+        "pymysql.connections.Connection",
+        "MySQLdb.connections.Connection",
+        "mariadb.connections.Connection",
+        "aiomysql.connection.Connection",
+        "asyncmy.connection.Connection",
+    ),
 }
 """The drivers whose plugin is a package of its own, by the classes that give them away."""
 

@@ -70,9 +70,13 @@ _WRITES = re.compile(
 )
 
 
+FOR_A_TEST = "\n-- for a test"
+"""At the end of a query to an `OUTBOX`: a test looks at jobs that an application cannot see there."""
+
+
 def notifies(query: str, args: Mapping[str, object]) -> bool:
     """Whether *query* sends a NOTIFY, as it does where it defers or aborts a job."""
-    return "procrastinate_defer_" in query or bool(args.get("abort"))
+    return "procrastinate_defer_" in query or "pg_notify(" in query or bool(args.get("abort"))
 
 
 @functools.lru_cache(maxsize=256)

@@ -85,7 +85,7 @@ def encode(
             args[name] = encode_jobs(value, dumps)
             job_type: Any = type(value[0]) if value else None
             if value and (more := layout(job_type).more):
-                query = _with_attributes(query, more)
+                query = with_attributes(query, more)
         elif isinstance(value, dict):
             query = query.replace(
                 f"%({name})s", f"CAST(CAST(%({name})s AS pg_catalog.text) AS pg_catalog.jsonb)"
@@ -157,7 +157,7 @@ def layout(job: Any) -> _Layout:
     return _Layout(ordered, more)
 
 
-def _with_attributes(query: str, names: tuple[str, ...]) -> str:
+def with_attributes(query: str, names: tuple[str, ...]) -> str:
     """*query*, failing where a job record lacks one of the attributes: from JSON, it would be dropped in silence."""
     record = re.findall(r"NULL::(\w+)", query)[0]
     there = " AND ".join(f"(CAST(NULL AS {record})).{name} IS NULL" for name in names)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -50,6 +53,16 @@ ALL = [
 ]
 
 
+OUTBOX = Example(
+    "fastapi_outbox",
+    ("fastapi", "aiosqlite", "procrastinate_extconn_outbox"),
+    (*_PROCRASTINATE, "schema", "--apply"),
+    ("-m", "uvicorn", "shop:api", "--port"),
+    (*_PROCRASTINATE, "worker", "--one-shot"),
+)
+_RELAY = ("-c", "from procrastinate_extconn_outbox.cli import main; main()", "relay", "--no-wait")
+
+
 @pytest.fixture(params=ALL, ids=lambda example: example.name)
 def shop(request: pytest.FixtureRequest, empty_dsn: str) -> Shop:
     """Every example application, on a database where it has made its tables."""
@@ -93,6 +106,37 @@ def test_an_order_has_its_job_or_neither_is_there(
         assert fetch(of_jobs.format("succeeded")) == expected
 
 
+@pytest.mark.timeout(600)  # half a dozen programs, one after the other
+def test_orders_in_sqlite(empty_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order in SQLite and its job in PostgreSQL are both there or neither is, and a second run confirms nothing."""
+    for module in OUTBOX.requires:
+        pytest.importorskip(module)
+    file = tmp_path / "shop.sqlite"
+    monkeypatch.setenv("SHOP", str(file))
+    shop = Shop(OUTBOX, empty_dsn)
+    shop.run(*OUTBOX.prepare)
+    with shop.serve():
+        answers = [shop.order(paid=paid) for paid in (True, False)]
+    assert answers == [(201, {"id": 1}), (402, {"detail": "The payment was refused."})]
+    relay = (*_RELAY, "--from", f"sqlite:///{file}", "--app", "shop.queue")
+    with (
+        contextlib.closing(sqlite3.connect(file)) as rows,
+        psycopg.connect(empty_dsn, autocommit=True) as conn,
+    ):
+        assert rows.execute("SELECT id FROM orders").fetchall() == [(1,)]
+        query = "SELECT args, status::text FROM procrastinate_jobs"
+        assert conn.execute(query).fetchall() == []
+        shop.run(*relay)
+        assert conn.execute(query).fetchall() == [({"order_id": 1}, "todo")]
+        for _ in range(2):
+            shop.work()
+            assert rows.execute("SELECT order_id FROM confirmations").fetchall() == [(1,)]
+            assert conn.execute(query).fetchall() == [({"order_id": 1}, "succeeded")]
+            # As if the worker had died before it could say so.
+            conn.execute("ALTER TABLE procrastinate_jobs DISABLE TRIGGER USER")
+            conn.execute("UPDATE procrastinate_jobs SET status = 'todo'")
+
+
 def test_a_forgotten_connection_is_refused(shop: Shop, empty_dsn: str) -> None:
     """A job that an application defers outside its transactions is an error, and is not there."""
     assert "OutsideTransaction: " in shop.forget()
@@ -105,7 +149,7 @@ def test_every_application_is_run() -> None:
     folders = {
         path.name for path in EXAMPLES.iterdir() if path.is_dir() and any(path.glob("**/*.py"))
     }
-    assert folders == {"plugins", "fastapi_worker", *(example.name for example in ALL)}
+    assert folders == {"plugins", "fastapi_worker", *(example.name for example in (*ALL, OUTBOX))}
 
 
 def test_the_tests_of_the_django_project_pass(empty_dsn: str) -> None:

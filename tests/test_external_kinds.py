@@ -144,12 +144,12 @@ def test_a_plugin_imports_neither_driver_nor_kinds(module: str) -> None:
         plugin = importlib.import_module(module)
         loaded = set(sys.modules) - before
         print(*[name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names])
-        print(all(kind.plugin for kind in plugin.external_kinds()))
+        print(all(kind.plugin for kind in getattr(plugin, "external_kinds", list)()))
     """
     loaded, named = run_python(program, module=module).splitlines()
     others = [name for name in loaded.split() if name != module]
     assert [
-        name for name in others if "kinds" in name or not name.startswith("procrastinate_extconn.")
+        name for name in others if "kinds" in name or not name.startswith("procrastinate_extconn")
     ] == []
     assert named == "True"
 

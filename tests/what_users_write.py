@@ -14,6 +14,14 @@ import psycopg_pool
 from procrastinate import JobContext
 from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
+from procrastinate_extconn_outbox import (
+    Outbox,
+    Tables,
+    once,
+    once_async,
+    relay,
+    relay_async,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from typing_extensions import assert_type
@@ -183,3 +191,19 @@ async def test_order_async(conn: psycopg.AsyncConnection) -> None:
         assert [job] == await deferred_jobs(held)
     with app.replace_connector(StrictInMemoryConnector()) as unit:
         await unit.configure_task("ship", connection=conn).defer_async(order_id=8)
+
+
+def rows_elsewhere(context: JobContext, session: Session) -> None:
+    ship.configure(connection=Outbox(session, table="shop.jobs")).defer(order_id=9)
+    with extconn.using(extconn.external(Outbox(session), savepoint=True)):
+        ship.defer(order_id=10)
+    assert_type(Tables(table="shop.jobs").ddl("sqlite"), list[str])
+    Tables().metadata.create_all(session.connection())
+    assert_type(once(context, session, namespace="shop"), bool)
+    relay("sqlite:///shop.sqlite", app, table="shop.jobs", wait=False)
+
+
+async def rows_elsewhere_async(context: JobContext, session: AsyncSession) -> None:
+    await ship.configure(connection=Outbox(session)).defer_async(order_id=11)
+    assert_type(await once_async(context, session), bool)
+    await relay_async(create_async_engine("mysql+asyncmy://"), app)

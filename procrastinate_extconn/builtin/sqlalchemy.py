@@ -214,6 +214,8 @@ def describe_external(conn: Any) -> Description | None:
     dialect = bind.dialect
     state = _state(target) if is_connection else _session_state(target, bind)
     begin = _BEGIN[bool(is_connection), is_async]
+    if dialect.name == "sqlite":  # which knows no READ COMMITTED
+        begin = begin.replace("READ COMMITTED", "SERIALIZABLE")
     return Description(dialect.driver, "sqlalchemy", is_async, state, begin, dialect.name)
 
 
@@ -266,14 +268,20 @@ def _state(connection: Connection) -> State:
     # A closed one is for SQLAlchemy to find, with the next statement: only then does it connect anew.
     if raw is not None and raw.state in ("in_transaction", "failed"):
         return raw.state
+    is_begun = connection.in_transaction()
+    if raw is not None and raw.state == "autocommit" and raw.dialect != "postgresql":
+        # A listener may send BEGIN where the driver would not.
+        return "autocommit" if is_begun or not connection.engine.dispatch.begin else "idle"
     dbapi_connection: Any = held.dbapi_connection
-    if getattr(dbapi_connection, "autocommit", False) is True:
+    is_postgresql = raw is None or raw.dialect == "postgresql"
+    # The attribute of other databases' drivers may be a method, or a number.
+    if is_postgresql and getattr(dbapi_connection, "autocommit", False) is True:
         return "autocommit"
     # Somebody has ended the transaction with SQL. What has a flag of its own, here or in the driver, begins no other.
     begins_none = getattr(dbapi_connection, "_transaction", held) is not None
     if raw is not None and raw.state == "autocommit" and begins_none:
         return "autocommit"
-    return "in_transaction" if connection.in_transaction() else "idle"
+    return "in_transaction" if is_begun else "idle"
 
 
 def _opens_in_autocommit(bind: Engine | Connection) -> bool:

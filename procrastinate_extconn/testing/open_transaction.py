@@ -9,10 +9,11 @@ from procrastinate.connector import BaseConnector
 
 from ..connector import ExternalConnector
 from ..drivers import execute_on_held
-from ..exceptions import OutsideTransaction
-from ..hookspecs import Description, Rows
+from ..exceptions import ExternalConnectionError, OutsideTransaction
+from ..hookspecs import OUTBOX, Description, Rows
 from ..options import unwrap
 from ..plugins import describe
+from ..queries import FOR_A_TEST
 from ..sync_async import done, finish
 from ..wire import Loads
 
@@ -40,6 +41,8 @@ class TestedConnection(ExternalConnector):
         is_async: bool | None = None,
         connection: object = None,
     ) -> Rows | Awaitable[Rows]:
+        if self.description.dialect == OUTBOX:
+            query += FOR_A_TEST
         return super().run_query(
             query, arguments, is_async=self.description.is_async, connection=connection
         )
@@ -62,7 +65,13 @@ class TestedConnection(ExternalConnector):
 
         :param purpose: why a transaction is needed, for the error.
         :raises OutsideTransaction: if each statement commits by itself.
+        :raises ExternalConnectionError: for an outbox.
         """
+        if self.description.dialect == OUTBOX:
+            raise ExternalConnectionError(
+                "the jobs of an outbox are not in this transaction, and cannot be run or undone in it: look at them "
+                "with assert_deferred() or deferred_jobs(), or let the relay forward them"
+            )
         ids = []
         if self.description.state != "autocommit":
             # Only two statements show whether both are in one transaction, if the driver does not tell.

@@ -89,7 +89,8 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
     # By position, as Django's own statements: execute wrappers prepend values of their own.
     query, names = positional(query)
     with conn.cursor() as cursor:
-        _read_instants(conn, cursor)
+        if conn.vendor == "postgresql":
+            _read_instants(conn, cursor)
         try:
             cursor.execute(query, [args[name] for name in names])
         except Exception:

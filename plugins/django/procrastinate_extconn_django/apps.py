@@ -20,6 +20,7 @@ from procrastinate_extconn.own_work import own_work, within
 from procrastinate_extconn.replacing import replace
 
 _PROCRASTINATE = "procrastinate.contrib.django"
+_OUTBOX = "procrastinate_extconn_outbox.django"
 SETTING = "PROCRASTINATE_EXTCONN"
 KEYS = ("OUTSIDE_TRANSACTION", "WITHOUT_CONNECTION")
 
@@ -75,13 +76,16 @@ def _error(number: str, text: str, key: str = KEYS[0]) -> checks.CheckMessage:
 
 
 def check_databases(**kwargs: Any) -> list[checks.CheckMessage]:
-    """At least one database is PostgreSQL, or no connection of Django's could ever take a job."""
-    if any(connection.vendor == "postgresql" for connection in connections.all()):
+    """At least one database is PostgreSQL, or no connection of Django's could take a job, but for an outbox."""
+    if apps.is_installed(_OUTBOX) or any(
+        connection.vendor == "postgresql" for connection in connections.all()
+    ):
         return []
     return [
         checks.Warning(
             "No database in DATABASES is on a PostgreSQL backend, so no connection of Django's can take a job.",
-            hint="Use django.db.backends.postgresql where Procrastinate's schema is.",
+            hint="Use django.db.backends.postgresql where Procrastinate's schema is. If your rows are in another "
+            f'database, see "Rows in another database" in the documentation, and install the app {_OUTBOX}.',
             id="procrastinate_extconn.W001",
         )
     ]

@@ -13,6 +13,7 @@ from procrastinate_extconn.drivers import (
     Classes,
     Refusal,
     libpq_state,
+    named,
     numeric,
     require_encoding,
     rows,
@@ -70,9 +71,12 @@ def execute_on_external(
 ) -> Rows | Awaitable[Rows] | None:
     if not _DATABASE.find(conn):
         return None
-    if _ASYNC.find(_behind_proxy(conn)):
+    database = _behind_proxy(conn)
+    if _ASYNC.find(database):
         return _execute_async(conn, query, args)
-    if isinstance(conn._adapter, conn.psycopg2_adapter):
+    if _DIALECT.find(database) == "sqlite":
+        query = named(query)
+    elif isinstance(conn._adapter, conn.psycopg2_adapter):
         held = conn.connection()
         require_encoding(held.encoding, held.get_parameter_status("client_encoding"))
     cursor = conn.execute_sql(query, dict(args))

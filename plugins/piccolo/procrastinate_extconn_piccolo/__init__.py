@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from procrastinate_extconn import describe
-from procrastinate_extconn.drivers import Classes, Refusal, execute_on_held
+from procrastinate_extconn.drivers import Classes, Refusal, describe_held, execute_on_held
 from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
 
 _ENTER = Refusal("async with engine.transaction() as transaction: ...")
@@ -24,9 +24,10 @@ def describe_external(conn: Any) -> Description | None:
     if not _TRANSACTION.find(conn):
         return None
     dialect = conn.engine.engine_type
-    if dialect != "postgres":
-        return Description(dialect, "piccolo", is_async=True, state="unknown", dialect=dialect)
     held = getattr(conn, "connection", None)
+    if dialect != "postgres":
+        state = known.state if (known := describe_held(held)) else "unknown"
+        return Description(dialect, "piccolo", True, state, _ENTER.advice, dialect)
     if held is None:  # a transaction that nobody has entered
         return Description("asyncpg", "piccolo", is_async=True, state="closed")
     return describe(held)._replace(plugin="piccolo", begin=_ENTER.advice)

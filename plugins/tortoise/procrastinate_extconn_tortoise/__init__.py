@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from procrastinate_extconn import describe
-from procrastinate_extconn.drivers import Classes, Refusal, execute_on_held
+from procrastinate_extconn.drivers import Classes, Refusal, describe_held, execute_on_held
 from procrastinate_extconn.hookspecs import Description, Kind, Rows, Value, hookimpl
 
 _ENTER = Refusal("async with in_transaction() as connection: ...")
@@ -24,9 +24,11 @@ def describe_external(conn: Any) -> Description | None:
     if not _TRANSACTION.find(conn):
         return None
     dialect = conn.capabilities.dialect
-    if dialect != "postgres":
-        return Description(dialect, "tortoise", is_async=True, state="unknown", dialect=dialect)
-    held = describe(conn._connection)._replace(plugin="tortoise", begin=_ENTER.advice)
+    if dialect == "postgres":
+        held = describe(conn._connection)._replace(plugin="tortoise", begin=_ENTER.advice)
+    else:
+        state = known.state if (known := describe_held(conn._connection)) else "unknown"
+        held = Description(dialect, "tortoise", True, state, _ENTER.advice, dialect)
     # By now the connection may be back in the pool, or somebody else's.
     return held._replace(state="closed") if conn._finalized else held
 

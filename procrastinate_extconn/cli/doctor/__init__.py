@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import click
 import psycopg
@@ -21,7 +23,22 @@ from .pooling import pooler
 from .server import Server, unreachable
 from .trials import Trials
 
+C = TypeVar("C", bound=Callable[..., None])
+
+GROUP = "procrastinate_extconn_doctor"
+"""The entry-point group of functions that take a URL and yield findings. Each becomes an option of its name."""
+
 _STYLES = {"ok": "green", "hint": "yellow", "skipped": "dim", "problem": "bold red"}
+
+_MORE = {one.name: one for one in importlib.metadata.entry_points(group=GROUP)}
+
+
+def _more(command: C) -> C:
+    """Give *command* an option for each database that another distribution looks at."""
+    for name, one in _MORE.items():
+        looks = f"Look at this database too, with {one.dist.name if one.dist else one.module}."
+        command = click.option(f"--{name}", name, metavar="URL", multiple=True, help=looks)(command)
+    return command
 
 
 @click.command()
@@ -41,8 +58,9 @@ _STYLES = {"ok": "green", "hint": "yellow", "skipped": "dim", "problem": "bold r
     help="Your app, as Procrastinate's own command takes it, such as shop.app. It is imported from this directory. "
     "Its connector and the modes that are set are shown.",
 )
+@_more
 @console.as_json
-def doctor(dsn: str, path: str, as_json: bool) -> None:
+def doctor(dsn: str, path: str, as_json: bool, **more: tuple[str, ...]) -> None:
     """Find out why jobs cannot be deferred in your transactions.
 
     Looks at Procrastinate, the plugins, your app, the server and the schema. Then each kind of connection that is
@@ -51,6 +69,9 @@ def doctor(dsn: str, path: str, as_json: bool) -> None:
     The exit status is 0 if all is well, 1 if there are problems, and 2 if the command was not understood.
     """
     findings = list(_examine(dsn, path))
+    for name, urls in more.items():
+        for url in urls:
+            findings += _MORE[name].load()(url)
     problems = sum(finding.status == "problem" for finding in findings)
     if as_json:
         console.print_json(
