@@ -21,7 +21,7 @@ import broken_plugins, pytest
 import procrastinate_extconn as extconn
 from broken_plugins import pools
 from procrastinate_extconn.testing import PluginContract
-from procrastinate_extconn.testing.contract import interruptions, pools as contract_pools
+from procrastinate_extconn.testing.contract.subjects import interruptions, pools as contract_pools
 
 RIGHT = [broken_plugins.Right, broken_plugins.RightAsync, pools.RightPool, pools.RightAsyncPool]
 ALL = {one.__name__: one for one in [*RIGHT, *broken_plugins.FAULTS]}

@@ -8,22 +8,22 @@ from typing import ClassVar
 import pytest
 
 from ...kinds import Held, Kind
-from .claims import ClaimClauses
 from .clause import Clause, clauses_of
-from .discovery import DiscoveryClauses
-from .errors import ErrorClauses
-from .fidelity import FidelityClauses
-from .formats import FormatClauses
-from .interruptions import InterruptionClauses
-from .manager import ManagerClauses
-from .mismatch import MismatchClauses
 from .openings import variant
 from .parameters import Faulty, parameters
-from .pools import PoolClauses
-from .session import SessionClauses
-from .states import StateClauses
-from .surroundings import SurroundingsClauses
-from .transactions import TransactionClauses
+from .subjects.claims import ClaimClauses
+from .subjects.discovery import DiscoveryClauses
+from .subjects.errors import ErrorClauses
+from .subjects.fidelity import FidelityClauses
+from .subjects.formats import FormatClauses
+from .subjects.interruptions import InterruptionClauses
+from .subjects.manager import ManagerClauses
+from .subjects.mismatch import MismatchClauses
+from .subjects.pools import PoolClauses
+from .subjects.session import SessionClauses
+from .subjects.states import StateClauses
+from .subjects.surroundings import SurroundingsClauses
+from .subjects.transactions import TransactionClauses
 from .trial import ContractBroken
 
 __all__ = ["ContractBroken", "Held", "Kind", "PluginContract", "clauses", "variant"]

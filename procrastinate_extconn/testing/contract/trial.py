@@ -22,7 +22,7 @@ from .caller import Caller
 from .clause import Clause
 from .database import Database, shared_database
 from .openings import twice
-from .pools import Lender
+from .subjects.pools import Lender
 from .wiretap import Wiretap, tapped
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
-from .caller import Caller, new_job
-from .clause import clause, must
+from ..caller import Caller, new_job
+from ..clause import clause, must
 
 # One statement, since a first statement opens a transaction, and one text, since drivers read types differently.
 _SESSION = """

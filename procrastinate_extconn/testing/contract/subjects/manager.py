@@ -11,11 +11,11 @@ from typing import Any
 from procrastinate import App, PsycopgConnector, sql
 from procrastinate.manager import JobManager
 
-from ...connector import ExternalConnector
-from ...hookspecs import Rows
-from .caller import TASK, Caller, new_job
-from .clause import clause, must
-from .database import Database
+from ....connector import ExternalConnector
+from ....hookspecs import Rows
+from ..caller import TASK, Caller, new_job
+from ..clause import clause, must
+from ..database import Database
 
 _ALL = {"queue_name": None, "task_name": None, "status": None, "lock": None}
 _JOBS = {"id": None, **_ALL, "queueing_lock": None, "worker_id": None}

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from ...exceptions import OutsideTransaction, UnusableConnection
-from ...guard import READY
-from ...options import external
-from ...plugins import plugins
-from ...sync_async import done
-from .caller import Caller, what
-from .clause import clause, must
-from .wiretap import asked
+from ....exceptions import OutsideTransaction, UnusableConnection
+from ....guard import READY
+from ....options import external
+from ....plugins import plugins
+from ....sync_async import done
+from ..caller import Caller, what
+from ..clause import clause, must
+from ..wiretap import asked
 
 
 class StateClauses:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pluggy
 
-from ... import hookspecs
-from ...exceptions import UnsupportedConnection
-from ...hookspecs import PROJECT_NAME
-from ...plugins import plugins
-from ...sync_async import discard, done
-from .caller import Caller, what
-from .clause import Broken, clause, must
+from .... import hookspecs
+from ....exceptions import UnsupportedConnection
+from ....hookspecs import PROJECT_NAME
+from ....plugins import plugins
+from ....sync_async import discard, done
+from ..caller import Caller, what
+from ..clause import Broken, clause, must
 
 _ABOUT_OTHERS: dict[str, dict[str, Any]] = {
     "describe_external": {},

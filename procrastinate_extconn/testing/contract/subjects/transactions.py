@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .caller import Caller, new_job
-from .clause import clause, must
-from .examples import INSTANT, LONG
+from ..caller import Caller, new_job
+from ..clause import clause, must
+from ..examples import INSTANT, LONG
 
 # Of a backend and a transaction there is one at a time; txid_current() is there in every PostgreSQL.
 _WHERE = "SELECT pg_backend_pid(), txid_current()"

@@ -8,10 +8,10 @@ from typing import Any
 
 from procrastinate.exceptions import ConnectorException
 
-from ...hookspecs import Rows
-from .caller import Caller, new_job, what
-from .clause import Broken, clause, must
-from .examples import INSTANTS
+from ....hookspecs import Rows
+from ..caller import Caller, new_job, what
+from ..clause import Broken, clause, must
+from ..examples import INSTANTS
 from .fidelity import came_back
 from .manager import MANY_JOBS, reads_as_natively, seed
 

@@ -12,12 +12,12 @@ from procrastinate.exceptions import (
     UniqueViolation,
 )
 
-from ...diagnosis import chain
-from ...exceptions import UnusableConnection
-from ...options import external
-from ...plugins import plugins
-from .caller import Caller, new_job, what
-from .clause import clause, must
+from ....diagnosis import chain
+from ....exceptions import UnusableConnection
+from ....options import external
+from ....plugins import plugins
+from ..caller import Caller, new_job, what
+from ..clause import clause, must
 from .interruptions import terminate
 
 LOCK = """a (taken) "lock" isn't {free}, \\"""

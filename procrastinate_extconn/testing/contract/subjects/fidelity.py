@@ -10,9 +10,9 @@ from procrastinate.exceptions import ConnectorException
 from procrastinate.jobs import Job
 from procrastinate.manager import JobManager
 
-from .caller import Caller, new_job, what
-from .clause import Broken, clause, must
-from .examples import INSTANT, INSTANTS, LONG, TEXTS, difficult_jobs, difficult_values
+from ..caller import Caller, new_job, what
+from ..clause import Broken, clause, must
+from ..examples import INSTANT, INSTANTS, LONG, TEXTS, difficult_jobs, difficult_values
 
 _VALUES = """
     SELECT %(boolean)s::boolean AS boolean, %(bigint)s::bigint AS bigint, %(float)s::float8 AS float,

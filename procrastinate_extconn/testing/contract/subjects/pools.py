@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from ...connector import ExternalConnector
-from ...exceptions import UnsupportedConnection
-from ...hookspecs import Listener
-from ...kinds import Kind
-from ...plugins import describe, plugins
-from ...sync_async import done
-from .caller import Caller, what
-from .clause import clause, must
-from .database import Database
+from ....connector import ExternalConnector
+from ....exceptions import UnsupportedConnection
+from ....hookspecs import Listener
+from ....kinds import Kind
+from ....plugins import describe, plugins
+from ....sync_async import done
+from ..caller import Caller, what
+from ..clause import clause, must
+from ..database import Database
+from ..wiretap import Wiretap
 from .session import attributes
-from .wiretap import Wiretap
 
 PATIENCE = 10.0
 _TIMES = 25

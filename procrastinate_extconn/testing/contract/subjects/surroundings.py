@@ -15,8 +15,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from .caller import Caller, new_job
-from .clause import clause, must
+from ..caller import Caller, new_job
+from ..clause import clause, must
 
 _BACKENDS = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'

@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 
 from procrastinate.manager import JobManager
 
-from ...connector import ExternalConnector
-from ...exceptions import SyncAsyncMismatch
-from .caller import Caller, new_job
-from .clause import Broken, clause, must
-from .wiretap import asked
+from ....connector import ExternalConnector
+from ....exceptions import SyncAsyncMismatch
+from ..caller import Caller, new_job
+from ..clause import Broken, clause, must
+from ..wiretap import asked
 
 
 class MismatchClauses:

@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from .caller import Caller
-from .clause import clause, must
+from ..caller import Caller
+from ..clause import clause, must
 
 PATIENCE = 5.0
 _SLEEP = "SELECT 1 AS one FROM pg_sleep(8)"

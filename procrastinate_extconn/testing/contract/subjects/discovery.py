@@ -9,11 +9,11 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pytest
 
-from ...hookspecs import PROJECT_NAME
-from ...kinds import all_kinds
-from ...plugins import BUILT_IN, plugins
-from .caller import Caller
-from .clause import clause, must
+from ....hookspecs import PROJECT_NAME
+from ....kinds import all_kinds
+from ....plugins import BUILT_IN, plugins
+from ..caller import Caller
+from ..clause import clause, must
 
 _LOADED = """
 import sys, importlib, procrastinate_extconn.plugins
