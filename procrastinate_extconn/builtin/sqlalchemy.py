@@ -24,7 +24,7 @@ from ..exceptions import SyncAsyncMismatch, UnusableConnection
 from ..hookspecs import Description, Kind, Listener, Rows, State, Value, hookimpl
 from ..queries import notifies, writes
 from . import psycopg
-from .sqlalchemy_drivers import guarded
+from .sqlalchemy_drivers import GUARDS
 from .sqlalchemy_routing import bind_of, wrote
 from .sqlalchemy_sessions import connection_of, held_by, held_connections, refuse_ended
 
@@ -106,12 +106,11 @@ def _execute(target: Any, query: str, args: Mapping[str, Value]) -> Rows:
         )
     if target is not connection and writes(query):
         wrote(target, connection)
-    with guarded(connection, args) as check:
-        result = connection.execute(_text(query), dict(args))
-        if not result.returns_rows:
-            return []
-        cursor: Any = result.cursor
-        check(cursor.description)
+    guard = GUARDS.get(connection.dialect.driver)
+    execute = guard(connection, args) if guard else connection.execute
+    result = execute(_text(query), dict(args))
+    if not result.returns_rows:
+        return []
     names = tuple(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 

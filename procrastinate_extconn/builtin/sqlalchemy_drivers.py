@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..drivers import TIMESTAMPTZ, require_encodable, require_encoding, require_iso
 from ..hookspecs import Value
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from sqlalchemy import Connection
 
+Execute: TypeAlias = Callable[..., Any]
 
-def guarded(
-    connection: Connection, args: Mapping[str, Value]
-) -> AbstractContextManager[Callable[[Any], None]]:
-    """For the length of one statement, refuse what the driver would get wrong.
 
-    :returns: a context manager that yields what takes the ``description`` of the rows.
-    """
-    driver = connection.dialect.driver
-    if driver not in ("pg8000", "psycopg2"):
-        return nullcontext(lambda description: None)
+def _psycopg2(connection: Connection, args: Mapping[str, Value]) -> Execute:
     held: Any = connection.connection.driver_connection
-    if driver == "pg8000":
-        return _pg8000(held, args)
-    require_encoding(held.encoding, held.get_parameter_status("client_encoding"))
-    return nullcontext(lambda description: None)
+    encoding = held.get_parameter_status("client_encoding")
+    if encoding != held.encoding:  # it may be only another spelling
+        require_encoding(held.encoding, encoding)
+    return connection.execute
 
 
-@contextmanager
-def _pg8000(held: Any, args: Mapping[str, Value]) -> Generator[Callable[[Any], None]]:
+def _pg8000(connection: Connection, args: Mapping[str, Value]) -> Execute:
     # With half of a statement sent, or half of the rows read, pg8000 would be out of step with the server.
+    held: Any = connection.connection.driver_connection
     require_encodable(args, held._client_encoding)
-    statuses, types = held.parameter_statuses, held.pg_types
-    date_style = (
+    statuses = held.parameter_statuses
+    date_style: str = (
         statuses["DateStyle"]
         if isinstance(statuses, dict)
         else dict(statuses).get(b"DateStyle", b"ISO").decode()
     )
-    if not date_style.startswith("ISO"):
-        held.pg_types = types.copy()
-        held.pg_types[TIMESTAMPTZ] = str
+    if date_style.startswith("ISO"):
+        return connection.execute
+    return partial(_without_instants, connection, held, date_style)
+
+
+def _without_instants(
+    connection: Connection, held: Any, date_style: str, statement: Any, args: dict[str, Any]
+) -> Any:
+    types, instants = held.pg_types, list[str]()
+    held.pg_types = types.copy()
+    held.pg_types[TIMESTAMPTZ] = instants.append
     try:
-        yield lambda description: require_iso(date_style, [column[1] for column in description])
+        result = connection.execute(statement, args)
     finally:
         held.pg_types = types
+    if instants:
+        require_iso(date_style, [TIMESTAMPTZ])
+    return result
+
+
+GUARDS: Mapping[str, Callable[[Any, Mapping[str, Value]], Execute]] = {
+    "pg8000": _pg8000,
+    "psycopg2": _psycopg2,
+}
+"""The drivers that need it -> what checks a statement and gives what executes it."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from procrastinate_extconn.drivers import (
@@ -59,21 +58,21 @@ def execute_on_external(conn: Any, query: str, args: Mapping[str, Value]) -> Row
         return None
     # Otherwise pg8000 notices with half of the statement sent, and takes each answer for that to the statement before.
     require_encodable(args, conn._client_encoding)
-    with _instants_as_text(conn):
-        return _run(conn, query, args) if is_native else _execute(conn, query, args)
-
-
-@contextmanager
-def _instants_as_text(conn: Any) -> Generator[None]:
-    """In a DateStyle other than ISO, pg8000 would guess, and a guess that fails leaves half of the rows unread."""
-    types = conn.pg_types
-    if not _date_style(conn).startswith("ISO"):
-        conn.pg_types = types.copy()
-        conn.pg_types[TIMESTAMPTZ] = str
+    run = _run if is_native else _execute
+    date_style = _date_style(conn)
+    if date_style.startswith("ISO"):
+        return run(conn, query, args)
+    # pg8000 would guess at an instant, and a guess that fails leaves half of the rows unread.
+    types, instants = conn.pg_types, list[str]()
+    conn.pg_types = types.copy()
+    conn.pg_types[TIMESTAMPTZ] = instants.append
     try:
-        yield
+        found = run(conn, query, args)
     finally:
         conn.pg_types = types
+    if instants:
+        require_iso(date_style, [TIMESTAMPTZ])
+    return found
 
 
 def _date_style(conn: Any) -> str:
@@ -85,16 +84,13 @@ def _date_style(conn: Any) -> str:
 
 def _run(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
     fetched = conn.run(named(query), **args)
-    columns = conn.columns or ()
-    require_iso(_date_style(conn), [column["type_oid"] for column in columns])
-    names = [column["name"] for column in columns]
+    names = [column["name"] for column in conn.columns or ()]
     return [dict(zip(names, row, strict=True)) for row in fetched or ()]
 
 
 def _execute(conn: Any, query: str, args: Mapping[str, Value]) -> Rows:
     cursor = conn.cursor()
     cursor.execute(*_statement(_paramstyle(cursor), query, args))
-    require_iso(_date_style(conn), [column[1] for column in cursor.description or ()])
     return rows(cursor.description, cursor.fetchall)
 
 
