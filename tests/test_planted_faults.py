@@ -40,7 +40,6 @@ class TestFaults(PluginContract):
     kinds = [one.kind() for one in ALL.values()]
     pools = [one.pool_kind() for one in POOLS]
 """
-pytestmark = pytest.mark.timeout(300)  # the first test runs them all
 CLAUSES = clauses_of(PluginContract)
 # The kit runs once, and takes its time.
 pytestmark = [pytest.mark.xdist_group("planted faults"), pytest.mark.timeout(600)]
