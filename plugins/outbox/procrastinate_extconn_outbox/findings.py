@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, inspect, select
+from sqlalchemy import Connection, func, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from procrastinate_extconn.cli.doctor.findings import Finding
@@ -61,5 +61,5 @@ def _look(conn: Connection) -> tuple[int, timedelta, int, str | None] | None:
     return waiting, now - oldest if waiting else timedelta(), aside, reason
 
 
-def _row(conn: Connection, query: Select[Any]) -> Any:
+def _row(conn: Connection, query: Any) -> Any:
     return conn.execute(query).one()
