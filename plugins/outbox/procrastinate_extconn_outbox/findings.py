@@ -54,9 +54,12 @@ def _look(conn: Connection) -> tuple[int, timedelta, int, str | None] | None:
         return None
     columns = Tables().outbox.c
     waits = columns.set_aside.is_(None)
-    query: Any = select(func.count(), func.min(columns.created_at), UtcNow()).where(waits)
-    waiting, oldest, now = conn.execute(query).one()
-    aside, reason = conn.execute(
-        select(func.count(), func.min(columns.set_aside)).where(~waits)
-    ).one()
+    wait = select(func.count(), func.min(columns.created_at), UtcNow()).where(waits)
+    waiting, oldest, now = _row(conn, wait)
+    are_aside = select(func.count(), func.min(columns.set_aside)).where(~waits)
+    aside, reason = _row(conn, are_aside)
     return waiting, now - oldest if waiting else timedelta(), aside, reason
+
+
+def _row(conn: Connection, query: Any) -> Any:
+    return conn.execute(query).one()

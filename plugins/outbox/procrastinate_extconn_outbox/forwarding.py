@@ -132,7 +132,7 @@ async def forward(queue: Lent, rows: Sequence[Row]) -> Forwarded:
     waiting = await _without_taken(queue, waiting)
     failed = await _defer_all(queue, waiting)
     if failed:
-        # Whoever mends such a row lets it wait again, and then it is to be forwarded.
+        # Once such a row is mended and waits again, it is to be forwarded.
         await forget(queue, failed)
     aside |= failed
     return Forwarded([row.id for row in rows if row.id not in aside], aside)

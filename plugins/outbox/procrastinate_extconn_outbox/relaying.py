@@ -31,6 +31,8 @@ _IDS = 5 * ROWS
 _PATIENCE = 200
 _LAST_PATIENCE = 2000
 """Milliseconds to wait for the fence, in between and at the end."""
+_END = 5
+"""Seconds to spend on that at the end."""
 
 
 def relay(
@@ -146,6 +148,14 @@ class _Relay:
 
     async def run(self, *, wait: bool) -> None:
         """Forward rows. What fails is repeated until it succeeds."""
+        try:
+            await self._run(wait=wait)
+        finally:
+            # A server that is down now is no reason to wait.
+            with contextlib.suppress(ConnectorException, TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._forget(_LAST_PATIENCE), _END)
+
+    async def _run(self, *, wait: bool) -> None:
         await _patiently(self._waking, self._prepare)
         is_full, was_idle = False, False
         while not self._waking.is_stopped:
@@ -161,7 +171,6 @@ class _Relay:
             if not count:
                 # Rows that are there all the same are another relay's.
                 await self._waking.next_look()
-        await self._forget(_LAST_PATIENCE)
 
     async def _prepare(self) -> None:
         async with self._outbox.transaction() as outbox:

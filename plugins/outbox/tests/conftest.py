@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import procrastinate
 import psycopg
 import pytest
 from procrastinate_extconn_outbox import Tables
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, Engine, create_engine, make_url, text
 
 import procrastinate_extconn as extconn
 from procrastinate_extconn.testing.server import database_dsn, server_dsn
@@ -176,3 +176,45 @@ def ship() -> Iterator[Any]:
 
     yield ship
     extconn.unpatch(app)
+
+
+@pytest.fixture
+def engine(rows_url: URL) -> Iterator[Engine]:
+    """Make an engine for rows in a database of each make."""
+    engine = create_engine(rows_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sqlite(sqlite_url: URL) -> Iterator[Engine]:
+    """Make an engine for rows in SQLite."""
+    engine = create_engine(sqlite_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def app(dsn: str) -> procrastinate.App:
+    """Make an app on the queue, which is not open."""
+    return procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=1))
+
+
+@pytest.fixture
+def jobs(dsn: str) -> Callable[..., list[Any]]:
+    """Read the jobs in the queue."""
+
+    def jobs(column: str = "args") -> list[Any]:
+        with psycopg.connect(dsn) as conn:
+            rows = conn.execute(f"SELECT {column} FROM procrastinate_jobs ORDER BY id".encode())
+            return [row if len(row) > 1 else row[0] for row in rows.fetchall()]
+
+    return jobs
+
+
+@pytest.fixture
+def dsn(dsn: str) -> str:
+    """Address the queue's database, without an inbox."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute("DROP TABLE IF EXISTS procrastinate_outbox_inbox")
+    return dsn

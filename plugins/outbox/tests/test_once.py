@@ -26,14 +26,6 @@ def context(job_id: int = 1, task: str = "ship", **args: Any) -> JobContext:
     return cast(JobContext, SimpleNamespace(job=job))
 
 
-@pytest.fixture
-def engine(rows_url: URL) -> Any:
-    """Make an engine for the effects."""
-    engine = create_engine(rows_url)
-    yield engine
-    engine.dispose()
-
-
 def marks(engine: Engine) -> int | None:
     """Count the marks that are committed."""
     with engine.connect() as conn:

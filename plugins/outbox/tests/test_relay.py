@@ -1,83 +1,23 @@
-"""`relay`: rows become jobs, in each database and on each connector."""
+"""`relay`: rows become jobs, in each database, or are set aside."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import procrastinate
 import psycopg
 import pytest
-from procrastinate.contrib.sqlalchemy import SQLAlchemyPsycopg2Connector
-from procrastinate.exceptions import ConnectorException
-from procrastinate.testing import InMemoryConnector
-from procrastinate_extconn_outbox import Outbox, Tables, relay, relay_async, waking
-from procrastinate_extconn_outbox.payload import new_id
-from sqlalchemy import URL, Engine, create_engine, insert, select, update
-from sqlalchemy.ext.asyncio import create_async_engine
+from outbox_rows import JOB, left, write
+from procrastinate_extconn_outbox import Outbox, Tables, relay, relay_async
+from sqlalchemy import URL, Engine, create_engine, update
 
 import procrastinate_extconn as extconn
-
-JOB = {"queue_name": "q", "task_name": "ship", "priority": 0, "args": {}}
-
-
-@pytest.fixture
-def app(dsn: str) -> procrastinate.App:
-    """Make an app that is not open."""
-    return procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=1))
-
-
-@pytest.fixture
-def engine(rows_url: URL) -> Any:
-    """Make an engine for the rows."""
-    engine = create_engine(rows_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def sqlite(sqlite_url: URL) -> Any:
-    """Make an engine for rows in SQLite."""
-    engine = create_engine(sqlite_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def jobs(dsn: str) -> Callable[..., list[Any]]:
-    """Read the jobs."""
-
-    def jobs(column: str = "args") -> list[Any]:
-        with psycopg.connect(dsn) as conn:
-            rows = conn.execute(f"SELECT {column} FROM procrastinate_jobs ORDER BY id".encode())
-            return [row if len(row) > 1 else row[0] for row in rows.fetchall()]
-
-    return jobs
-
-
-def write(engine: Engine, *rows: object) -> list[str]:
-    """Write rows as they are, and return their ids."""
-    ids = [new_id() for _ in rows]
-    texts = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    with engine.begin() as conn:
-        values = [{"id": row_id, "jobs": text} for row_id, text in zip(ids, texts, strict=True)]
-        conn.execute(insert(Tables().outbox), values)
-    return ids
-
-
-def aside(engine: Engine) -> dict[str, str | None]:
-    """Read what is left in the outbox."""
-    columns = Tables().outbox.c
-    with engine.begin() as conn:
-        return {
-            row.id: row.set_aside for row in conn.execute(select(columns.id, columns.set_aside))
-        }
 
 
 @pytest.mark.usefixtures("installed_strictly")
@@ -101,7 +41,7 @@ def test_a_job_arrives_as_it_was_deferred(
     columns = "task_name, queue_name, lock, queueing_lock, priority, scheduled_at, args"
     assert jobs(columns)[0] == ("ship", "parcels", "l", "%(q)s", -3, at, args)
     assert jobs()[1:] == [{"n": 1}, {"n": 2}]
-    assert aside(engine) == {}
+    assert left(engine) == {}
 
 
 @pytest.fixture
@@ -127,7 +67,7 @@ def test_taken_lock(
     write(sqlite, [{**locked, "args": {"n": 1}}, other], [{**other, "args": {"n": 2}}], [JOB])
     relay(sqlite, app, wait=False)
     assert jobs("queueing_lock") == ["l", "m", None]
-    assert aside(sqlite) == {}
+    assert left(sqlite) == {}
     said = [one for one in caplog.records if "waits already" in one.message]
     assert len(said) == 2
 
@@ -187,7 +127,7 @@ def test_set_aside(
     ids = write(sqlite, [{**JOB, "args": {"n": 1}}], row, [{**JOB, "args": {"n": 2}}])
     relay(sqlite, app, wait=False)
     assert jobs() == [{"n": 1}, {"n": 2}]
-    [(row_id, said)] = aside(sqlite).items()
+    [(row_id, said)] = left(sqlite).items()
     assert row_id == ids[1]
     assert said and re.search(reason, said)
     assert said in caplog.text
@@ -205,7 +145,7 @@ def test_a_row_that_is_mended(
         conn.execute(update(Tables().outbox).values(mended))
     relay(sqlite, app, wait=False)
     assert len(jobs()) == 1
-    assert aside(sqlite) == {}
+    assert left(sqlite) == {}
 
 
 def test_many_outboxes(
@@ -233,166 +173,3 @@ def test_many_outboxes(
         assert conn.execute("SELECT count(*) FROM procrastinate_outbox_inbox").fetchone() == (0,)
     for engine in others:
         engine.dispose()
-
-
-# -- apps -------------------------------------------------------------------------------------------------------------
-
-
-def test_an_app_that_is_open_stays_open(sqlite: Engine, dsn: str) -> None:
-    """The app is closed in the end if the relay has opened it, and only then."""
-    connector = procrastinate.PsycopgConnector(conninfo=dsn, min_size=1)
-    app = procrastinate.App(connector=connector)
-    relay(sqlite, app, wait=False)
-    assert connector._async_pool is None
-    with app.open():
-        relay(sqlite, app, wait=False)
-        assert app.check_connection()
-    asyncio.run(stay_open(sqlite, app))
-
-
-async def stay_open(engine: Engine, app: procrastinate.App) -> None:
-    """Relay on an app that is open."""
-    async with app.open_async():
-        await relay_async(engine, app, wait=False)
-        assert await app.check_connection_async()
-
-
-@contextlib.asynccontextmanager
-async def on_asyncpg_pool(dsn: str) -> AsyncIterator[Any]:
-    """The connector on a pool of asyncpg's."""
-    asyncpg = pytest.importorskip("asyncpg")
-    async with asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool:
-        yield extconn.PoolConnector(pool)
-
-
-@contextlib.asynccontextmanager
-async def on_sync_psycopg(dsn: str) -> AsyncIterator[Any]:
-    """Procrastinate's synchronous connector."""
-    yield procrastinate.SyncPsycopgConnector(conninfo=dsn, min_size=1)
-
-
-@contextlib.asynccontextmanager
-async def on_sqlalchemy(dsn: str) -> AsyncIterator[Any]:
-    """Procrastinate's connector on SQLAlchemy."""
-    yield SQLAlchemyPsycopg2Connector(dsn=dsn)
-
-
-@contextlib.asynccontextmanager
-async def on_engine(dsn: str) -> AsyncIterator[Any]:
-    """The connector on an async engine."""
-    engine = create_async_engine(dsn.replace("postgresql:", "postgresql+psycopg:"))
-    yield extconn.PoolConnector(engine)
-    await engine.dispose()
-
-
-@pytest.mark.parametrize("connector", [on_asyncpg_pool, on_sync_psycopg, on_sqlalchemy, on_engine])
-async def test_connectors(
-    sqlite: Engine, dsn: str, connector: Any, jobs: Callable[..., list[Any]]
-) -> None:
-    """The relay works on an app with any connector that has a pool or an engine."""
-    write(sqlite, [JOB], [{**JOB, "priority": "high"}], [{**JOB, "queueing_lock": "l"}])
-    async with connector(dsn) as one:
-        await relay_async(sqlite, procrastinate.App(connector=one), wait=False)
-    assert jobs("queueing_lock") == [None, "l"]
-
-
-def test_a_queue_in_memory_is_refused(sqlite: Engine) -> None:
-    """An app whose jobs are in memory cannot take rows."""
-    app = procrastinate.App(connector=InMemoryConnector())
-    with pytest.raises(extconn.ExternalConnectionError, match="InMemoryConnector"):
-        relay(sqlite, app, wait=False)
-
-
-# -- what is missing --------------------------------------------------------------------------------------------------
-
-
-def test_no_outbox(sqlite: Engine, app: procrastinate.App) -> None:
-    """A database without the table is refused with the command that prints it."""
-    with pytest.raises(extconn.ExternalConnectionError, match=r"no table other .*tables --dialect"):
-        relay(sqlite, app, table="other", wait=False)
-
-
-def test_no_inbox_and_no_right_to_create_it(sqlite: Engine, dsn: str) -> None:
-    """A role that may not create the inbox is told the command that prints it."""
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute("DROP TABLE IF EXISTS procrastinate_outbox_inbox")
-        conn.execute("CREATE ROLE relay_only LOGIN PASSWORD 'relay_only'")
-        try:
-            conninfo = psycopg.conninfo.make_conninfo(dsn, user="relay_only", password="relay_only")
-            connector = procrastinate.PsycopgConnector(conninfo=conninfo, min_size=1)
-            app = procrastinate.App(connector=connector)
-            with pytest.raises(extconn.ExternalConnectionError, match=r"outbox tables --inbox"):
-                relay(sqlite, app, wait=False)
-        finally:
-            conn.execute("DROP ROLE relay_only")
-
-
-async def test_many_relays_create_the_inbox(sqlite: Engine, dsn: str) -> None:
-    """Relays that start at the same time, in a queue without an inbox, all find one."""
-    for _ in range(3):
-        with psycopg.connect(dsn) as conn:
-            conn.execute("DROP TABLE IF EXISTS procrastinate_outbox_inbox")
-        connectors = [procrastinate.PsycopgConnector(conninfo=dsn, min_size=1) for _ in range(8)]
-        apps = [procrastinate.App(connector=one) for one in connectors]
-        async with contextlib.AsyncExitStack() as stack:
-            for app in apps:
-                await stack.enter_async_context(app.open_async())
-            await asyncio.gather(*(relay_async(sqlite, app, wait=False) for app in apps))
-
-
-def test_no_queue(sqlite: Engine, app: procrastinate.App, dsn: str) -> None:
-    """An error that concerns every row ends the relay, and sets no row aside."""
-    ids = write(sqlite, [JOB])
-    with psycopg.connect(dsn) as conn:
-        conn.execute("ALTER TABLE procrastinate_jobs RENAME TO elsewhere")
-    with pytest.raises(ConnectorException, match="42P01"):
-        relay(sqlite, app, wait=False)
-    assert aside(sqlite) == {ids[0]: None}
-    with psycopg.connect(dsn) as conn:
-        conn.execute("ALTER TABLE elsewhere RENAME TO procrastinate_jobs")
-
-
-# -- waking -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("driver", ["url", "psycopg-sync", "asyncpg"])
-async def test_notified(
-    postgresql_url: URL,
-    app: procrastinate.App,
-    dsn: str,
-    driver: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A row in a PostgreSQL outbox is forwarded at once, by a relay that would not look again for an hour."""
-    monkeypatch.setattr(waking, "POLL", 3600)
-    monkeypatch.setattr(waking, "_POLL_LISTENING", 3600)
-    engine = create_engine(postgresql_url)
-    sources: dict[str, Callable[[], Any]] = {
-        "url": lambda: postgresql_url,
-        "psycopg-sync": lambda: engine,
-        "asyncpg": lambda: create_async_engine(postgresql_url.set(drivername="postgresql+asyncpg")),
-    }
-    source = sources[driver]()
-    task = asyncio.create_task(relay_async(source, app))
-    seen = "SELECT count(*) FROM procrastinate_jobs"
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
-        for number in (1, 2):
-            with extconn_patched(app), engine.begin() as rows:
-                app.configure_task("ship", connection=Outbox(rows)).defer()
-            while (await (await conn.execute(seen)).fetchone()) != (number,):
-                assert not task.done(), task
-                await asyncio.sleep(0.02)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    if driver == "asyncpg":
-        await source.dispose()
-    engine.dispose()
-
-
-@contextlib.contextmanager
-def extconn_patched(app: procrastinate.App) -> Iterator[None]:
-    """Let the app take any connection."""
-    extconn.patch(app)
-    yield
-    extconn.unpatch(app)

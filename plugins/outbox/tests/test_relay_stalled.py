@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import procrastinate
 import psycopg
 import pytest
-from procrastinate_extconn_outbox import Tables, forwarding, relay_async, relaying
-from procrastinate_extconn_outbox.payload import new_id
+from outbox_rows import JOB, write
+from procrastinate_extconn_outbox import forwarding, relay_async, relaying
 from procrastinate_extconn_outbox.source import Row, Source
-from sqlalchemy import URL, Connection, create_engine, insert, text
+from sqlalchemy import URL, Connection, create_engine, text
 
 
 class Stalling(Source):
@@ -37,15 +36,10 @@ class Stalling(Source):
         return rows
 
 
-def write(url: URL, count: int = 1) -> None:
-    """Write rows of one job each."""
+def write_one(url: URL) -> None:
+    """Write a row of one job."""
     engine = create_engine(url)
-    job = {"queue_name": "q", "task_name": "ship", "priority": 0, "args": {}}
-    with engine.begin() as conn:
-        conn.execute(
-            insert(Tables().outbox),
-            [{"id": new_id(), "jobs": json.dumps([job])} for _ in range(count)],
-        )
+    write(engine, [JOB])
     engine.dispose()
 
 
@@ -111,7 +105,7 @@ async def test_claim_is_lost_without_fence(
 
 async def lose_claim(url: URL, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a relay stall and lose its claim, while another one does all the work."""
-    write(url)
+    write_one(url)
     async with stalled(url, dsn, monkeypatch) as first:
         engine = create_engine(url)
         with engine.begin() as conn:
@@ -123,7 +117,7 @@ async def lose_claim(url: URL, dsn: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_two_read_one_row(sqlite_url: URL, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On SQLite, where nothing is claimed, a second relay forwards a row that the first has read: one job."""
-    write(sqlite_url)
+    write_one(sqlite_url)
     async with stalled(sqlite_url, dsn, monkeypatch):
         await relay_async(sqlite_url, app_on(dsn), wait=False)
         assert count(dsn, "procrastinate_outbox_inbox") == 1
@@ -135,7 +129,7 @@ async def test_two_read_one_row_without_fence(
     sqlite_url: URL, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same schedule makes two jobs of the row where the fence is missing."""
-    write(sqlite_url)
+    write_one(sqlite_url)
     async with stalled(sqlite_url, dsn, monkeypatch):
         await relay_async(sqlite_url, app_on(dsn), wait=False)
     assert count(dsn, "procrastinate_jobs") == 2
@@ -145,7 +139,7 @@ async def test_claimed_rows_are_waited_for(
     postgresql_url: URL, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A relay that is not to wait ends only when the rows that another one has claimed are gone, too."""
-    write(postgresql_url)
+    write_one(postgresql_url)
     async with stalled(postgresql_url, dsn, monkeypatch):
         second = asyncio.create_task(relay_async(postgresql_url, app_on(dsn), wait=False))
         done, _ = await asyncio.wait([second], timeout=1.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -19,17 +18,15 @@ import psycopg
 import psycopg_pool
 import pytest
 from faults.servers import new_database
+from outbox_rows import JOB, write
 from procrastinate_extconn_outbox import Tables, relay_async
-from procrastinate_extconn_outbox.payload import new_id
-from sqlalchemy import URL, Engine, create_engine, insert, make_url
+from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from procrastinate_extconn.temporary_server import TemporaryServer
 
 # A driver whose server has gone may leave its socket to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-
-JOB = {"queue_name": "q", "task_name": "ship", "priority": 0, "args": {}}
 
 
 class ImpatientPool(psycopg_pool.AsyncConnectionPool):
@@ -51,20 +48,6 @@ def queue_dsn(server: TemporaryServer) -> Iterator[str]:
     """Address a queue on it."""
     with new_database(server) as dsn:
         yield dsn
-
-
-@pytest.fixture
-def sqlite(sqlite_url: URL) -> Iterator[Engine]:
-    """Make an engine for rows in SQLite."""
-    engine = create_engine(sqlite_url)
-    yield engine
-    engine.dispose()
-
-
-def write(engine: Engine) -> None:
-    """Write a row."""
-    with engine.begin() as conn:
-        conn.execute(insert(Tables().outbox), {"id": new_id(), "jobs": json.dumps([JOB])})
 
 
 def jobs(dsn: str) -> int:
@@ -104,7 +87,7 @@ async def test_queue_is_down_at_the_start(
     sqlite: Engine, server: TemporaryServer, queue_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An app that cannot be opened yet is opened later."""
-    write(sqlite)
+    write(sqlite, [JOB])
     server.kill()
     async with relaying(sqlite, quick(queue_dsn)) as task:
         await until(lambda: "The relay waits" in caplog.text, task)
@@ -117,10 +100,10 @@ async def test_queue_goes_down(
 ) -> None:
     """A queue that is down for a while gets what was written meanwhile."""
     async with relaying(sqlite, quick(queue_dsn)) as task:
-        write(sqlite)
+        write(sqlite, [JOB])
         await until(lambda: jobs(queue_dsn) == 1, task)
         server.kill()
-        write(sqlite)
+        write(sqlite, [JOB])
         await until(lambda: "The relay waits" in caplog.text, task)
         server.start()
         await until(lambda: jobs(queue_dsn) == 2, task)
@@ -138,12 +121,12 @@ async def test_outbox_goes_down(
         source = create_async_engine(url.set(drivername=f"postgresql+{driver}"))
         app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn, min_size=1))
         async with relaying(source, app) as task:
-            write(engine)
+            write(engine, [JOB])
             await until(lambda: jobs(dsn) == 1, task)
             server.kill()
             await until(lambda: "The relay waits" in caplog.text, task)
             server.start()
-            write(engine)
+            write(engine, [JOB])
             await until(lambda: jobs(dsn) == 2, task)
         await source.dispose()
         engine.dispose()
@@ -166,7 +149,7 @@ def test_signals(sqlite_url: URL, dsn: str, number: signal.Signals, tmp_path: Pa
         stderr=subprocess.PIPE,
     )
     engine = create_engine(sqlite_url)
-    write(engine)
+    write(engine, [JOB])
     engine.dispose()
     while not jobs(dsn):
         assert process.poll() is None
