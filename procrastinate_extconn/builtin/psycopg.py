@@ -156,6 +156,8 @@ async def _listen(
     pool: AsyncConnectionPool, channels: Sequence[str]
 ) -> AsyncGenerator[Listener, None]:
     _require_open(pool, "async with pool: ...")
+    # A connection is taken anew when one was lost, often with all others. The pool would find each with a longer pause.
+    await pool.check()
     async with pool.connection() as conn:
         autocommit = conn.autocommit
         await conn.set_autocommit(True)

@@ -16,6 +16,7 @@ from procrastinate import sql
 from procrastinate.exceptions import ConnectorException
 
 import procrastinate_extconn as extconn
+from procrastinate_extconn.plugins import plugins
 from procrastinate_extconn.pool import worker
 from procrastinate_extconn.sync_async import discard
 
@@ -256,3 +257,27 @@ async def test_the_pools_timeout_is_waited_out(dsn: str) -> None:
             ran.clear()
             await work.defer_async()
             await asyncio.wait_for(ran.wait(), 30)
+
+
+async def test_connections_that_died_together_are_replaced_together(dsn: str) -> None:
+    """After a restart, the pool looks at all its dead connections at once, not at one after the other with pauses."""
+    from psycopg_pool import AsyncConnectionPool
+
+    async with AsyncConnectionPool(
+        dsn,
+        min_size=5,
+        max_size=6,
+        timeout=2,
+        open=False,
+        check=AsyncConnectionPool.check_connection,
+    ) as pool:
+        await pool.wait()
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(
+                "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        listening = plugins().listen(pool, ())
+        assert listening is not None
+        async with listening as listener:
+            assert not listener.conn.closed
