@@ -46,6 +46,7 @@ class _Console(Console):
         with self.capture() as captured:
             super().print(*objects, **options)
         self.file.write("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
+        self.file.flush()
 
 
 def _console(*, stderr: bool) -> Console:
