@@ -144,7 +144,8 @@ def test_keep(temporary: Path) -> None:
     """With --keep the server stays, with an empty database and the ways to it, until Ctrl-C."""
     with subprocess.Popen(
         [*DEMO, "--keep"],
-        env=os.environ | {"TMPDIR": str(temporary)},
+        # An empty value: what is printed waits in a buffer, as it does for users.
+        env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
