@@ -141,7 +141,7 @@ def test_first_program_needs_an_empty_database(
     run(empty_dsn, program["code"])
 
 
-@pytest.mark.timeout(300)  # some forty programs
+@pytest.mark.timeout(600)  # some sixty programs
 def test_programs_run_one_after_the_other(reader_dsn: str, run: Callable[..., str]) -> None:
     """A reader can run the program of every page in one database."""
     codes = [example["code"] for page in PAGES for example in python_blocks(page)]

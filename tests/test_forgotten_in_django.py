@@ -198,6 +198,7 @@ for call in task.defer, lambda: asyncio.run(main()):
     assert project("-c", BEFORE + program, mode="warn") == expected
 
 
+@pytest.mark.timeout(300)  # eight processes that import Django
 def test_the_admin_and_the_command(project: Run) -> None:
     """Procrastinate's actions in Django's admin, and its command, are never refused; a task of its worker is."""
     for name in "fine", "forgetful", "fine", "fine":
