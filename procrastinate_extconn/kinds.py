@@ -6,12 +6,11 @@ Each plugin names its own in `external_kinds`. Here is what they are made with.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
 
 from .builtin.dsn import address_of
-from .drivers import rows
 from .hookspecs import Held, Kind
 from .plugins import plugins
 from .sync_async import done, finish
@@ -65,4 +64,6 @@ def tuples(description: Any, fetched: Callable[[], Any]) -> list[tuple[Any, ...]
     :param description: ``cursor.description``.
     :param fetched: ``cursor.fetchall``.
     """
-    return [tuple(row.values()) for row in rows(description, fetched)]
+    if description is None:
+        return []
+    return [tuple(row.values() if isinstance(row, Mapping) else row) for row in fetched()]

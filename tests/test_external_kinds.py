@@ -6,12 +6,13 @@ import json
 from importlib.metadata import entry_points
 from typing import Any
 
+import psycopg
 import pytest
 from holding import run_python
 from installing import Site
 
 from procrastinate_extconn.hookspecs import PROJECT_NAME
-from procrastinate_extconn.kinds import Kind, all_kinds, kinds_of, run
+from procrastinate_extconn.kinds import Kind, all_kinds, dbapi, kinds_of, run
 from procrastinate_extconn.plugins import BUILT_IN
 
 THEIRS = """
@@ -160,3 +161,11 @@ def test_kinds_are_unique() -> None:
     assert len(ids) == len(set(ids))
     assert {kind.plugin for kind in all_kinds()} >= set(BUILT_IN)
     assert all(isinstance(kind, Kind) for kind in all_kinds())
+
+
+def test_columns_of_one_name_are_all_there(dsn: str) -> None:
+    """What a kind's `execute` returns has each column of a row, also where the names are the same."""
+    with psycopg.connect(dsn) as conn:
+        assert dbapi(conn).execute("SELECT 1, 2") == [(1, 2)]
+        conn.row_factory = psycopg.rows.dict_row  # type: ignore[assignment]
+        assert dbapi(conn).execute("SELECT 1 AS a, 2 AS b") == [(1, 2)]
