@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any
 
 from procrastinate import JobContext
@@ -16,6 +17,7 @@ from procrastinate_extconn.diagnosis import read
 from procrastinate_extconn.exceptions import ExternalConnectionError, OutsideTransaction
 from procrastinate_extconn.guard import READY, guard
 from procrastinate_extconn.hookspecs import Rows
+from procrastinate_extconn.sync_async import done, finish
 
 from .absent import is_missing, missing
 from .names import MARKS
@@ -71,19 +73,20 @@ def once(context: JobContext, connection: object, *, namespace: str = "") -> boo
     :raises ExternalConnectionError: if *connection* is in no transaction, or does not tell.
     :raises procrastinate.exceptions.ConnectorException: if the database says no.
     """
-    connector, mark = _InTransaction(connection), _mark_of(context, namespace)
-    if connector.execute_query_all(_LOOK, **mark):
-        return False
-    connector.execute_query_all(_INSERT, **mark)
-    return True
+    return finish(_once(context, connection, namespace, is_async=False))
 
 
 async def once_async(context: JobContext, connection: object, *, namespace: str = "") -> bool:
     """Mark that the running job has its effect, as `once` does, on an asynchronous connection."""
-    connector, mark = _InTransaction(connection), _mark_of(context, namespace)
-    if await connector.execute_query_all_async(_LOOK, **mark):
+    return await _once(context, connection, namespace, is_async=True)
+
+
+async def _once(context: JobContext, connection: object, namespace: str, *, is_async: bool) -> bool:
+    run = partial(_InTransaction(connection).run_query, is_async=is_async)
+    mark = _mark_of(context, namespace)
+    if await done(run(_LOOK, mark)):
         return False
-    await connector.execute_query_all_async(_INSERT, **mark)
+    await done(run(_INSERT, mark))
     return True
 
 
