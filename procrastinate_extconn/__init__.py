@@ -56,25 +56,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Description": "hookspecs",
-    "Diagnostic": "hookspecs",
-    "ExternalConnector": "connector",
-    "PoolConnector": "pool.connector",
-    "complete": "completion.calls",
-    "complete_async": "completion.calls",
-    "defer_many": "bulk",
-    "defer_many_async": "bulk",
-    "describe": "plugins",
-    "external": "options",
-    "hookimpl": "hookspecs",
-    "install": "patching",
-    "patch": "patching",
-    "register": "plugins",
-    "standalone": "ambient",
-    "uninstall": "patching",
-    "unpatch": "patching",
-    "unregister": "plugins",
-    "using": "ambient",
+    name: module
+    for module, names in {
+        "ambient": ("standalone", "using"),
+        "bulk": ("defer_many", "defer_many_async"),
+        "completion.calls": ("complete", "complete_async"),
+        "connector": ("ExternalConnector",),
+        "hookspecs": ("Description", "Diagnostic", "hookimpl"),
+        "options": ("external",),
+        "patching": ("install", "patch", "uninstall", "unpatch"),
+        "plugins": ("describe", "register", "unregister"),
+        "pool.connector": ("PoolConnector",),
+    }.items()
+    for name in names
 }
 
 

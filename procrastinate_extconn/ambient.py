@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .exceptions import MEANT, ExternalConnectionError
 from .layer import layer
@@ -96,24 +97,27 @@ def standalone() -> Generator[None]:
     with a connection is judged as anywhere.
     """
     block = _Standalone(_block.get())
-    token = _block.set(block)
-    try:
-        yield
-    finally:
-        block.is_open = False  # for those who copied the context
-        with contextlib.suppress(ValueError):
-            _block.reset(token)
+    with setting(_block, block):
+        try:
+            yield
+        finally:
+            block.is_open = False  # for those who copied the context
+
+
+def cleared() -> AbstractContextManager[None]:
+    """Be in no block at all for a while."""
+    return setting(_block, None)
 
 
 @contextlib.contextmanager
-def cleared() -> Generator[None]:
-    """Be in no block at all for a while."""
-    token = _block.set(None)
+def setting(variable: ContextVar[Any], value: object) -> Generator[None]:
+    """Give *variable* that value for a while."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):
-            _block.reset(token)
+        with contextlib.suppress(ValueError):  # a coroutine that is closed in another context
+            variable.reset(token)
 
 
 def _innermost() -> _Block | _Standalone | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from procrastinate.connector import BaseConnector, Notify
 from procrastinate.exceptions import NoResult
 
 from .exceptions import ExternalConnectionError
+from .sync_async import finish
 
 if TYPE_CHECKING:
     from .hookspecs import Rows
@@ -23,12 +24,12 @@ class OneBodyConnector(BaseConnector):
     json_loads: Loads | None = None
 
     @abstractmethod
-    def run_query(
+    async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Rows | Awaitable[Rows]:
+    ) -> Rows:
         """Run one query, on *connection* if there is one.
 
-        :returns: the rows, or, in an async call only, an awaitable of them.
+        :param is_async: False says that a sync method asks. The coroutine then never suspends.
         """
 
     def get_sync_connector(self) -> BaseConnector:
@@ -43,8 +44,7 @@ class OneBodyConnector(BaseConnector):
         return _first(self.execute_query_all(query, connection=connection, **arguments))
 
     def execute_query_all(self, query: str, *, connection: object = None, **arguments: Any) -> Rows:
-        rows: Any = self.run_query(query, arguments, is_async=False, connection=connection)
-        return rows  # type: ignore[no-any-return]
+        return finish(self.run_query(query, arguments, is_async=False, connection=connection))
 
     async def execute_query_async(
         self, query: str, *, connection: object = None, **arguments: Any
@@ -59,8 +59,7 @@ class OneBodyConnector(BaseConnector):
     async def execute_query_all_async(
         self, query: str, *, connection: object = None, **arguments: Any
     ) -> Rows:
-        result = self.run_query(query, arguments, is_async=True, connection=connection)
-        return result if isinstance(result, list) else await result
+        return await self.run_query(query, arguments, is_async=True, connection=connection)
 
     def execute_query_one_with_connection(
         self, connection: object, query: str, **arguments: Any

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable
 from typing import Any
 
 from procrastinate.exceptions import ProcrastinateException
@@ -12,15 +11,15 @@ from procrastinate.exceptions import ProcrastinateException
 from . import conflicts, server_errors, wire
 from .base import OneBodyConnector
 from .drivers import StateSeen
-from .exceptions import ExternalConnectionError, PluginWarning, SyncAsyncMismatch
+from .exceptions import ExternalConnectionError, PluginWarning
 from .fallback import type_name
-from .guard import READY, guard, require_postgresql, warn
+from .guard import READY, guard, mismatch, require_postgresql, warn
 from .hookspecs import Description, Rows
 from .layer import layer
 from .options import External, OutsideMode
 from .plugins import plugins
 from .queries import WORKER_QUERIES
-from .sync_async import discard, done, finish
+from .sync_async import discard
 
 
 class ExternalConnector(OneBodyConnector):
@@ -56,9 +55,9 @@ class ExternalConnector(OneBodyConnector):
         self._conn = conn
         self._mode: OutsideMode | None = outside_transaction
 
-    def run_query(
+    async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Rows | Awaitable[Rows]:
+    ) -> Rows:
         if connection is not None:
             other = ExternalConnector(
                 connection,
@@ -66,88 +65,58 @@ class ExternalConnector(OneBodyConnector):
                 json_loads=self.json_loads,
                 outside_transaction=self._mode,
             )
-            return other.run_query(query, arguments, is_async=is_async)
+            return await other.run_query(query, arguments, is_async=is_async)
         if query in self._refused:
             raise self.worker_refused()
-        description = plugins().describe(self._conn)
-        if description is not None:
-            self._judge(description, query, is_async=is_async)
+        description = self._judge(query, is_async=is_async)
         options = self._options
         if options is None or not (options.savepoint or options.on_conflict == "existing"):
-            return self._send(query, arguments, is_async=is_async)
+            return await self._send(query, arguments, is_async=is_async)
         conn = conflicts.Connection(
-            send=functools.partial(self._send_done, is_async=is_async),
+            send=functools.partial(self._send, is_async=is_async),
             encode=functools.partial(wire.encode, dumps=self.json_dumps),
             translated=functools.partial(self._translated, kept=True),
             state=description.state if description else "unknown",
         )
-        rows = conflicts.execute(conn, query, arguments, options.on_conflict)
-        return rows if is_async else finish(rows)
+        return await conflicts.execute(conn, query, arguments, options.on_conflict)
 
-    def _judge(self, description: Description, query: str, *, is_async: bool) -> None:
-        require_postgresql(self._conn, description)
-        if description.is_async is not is_async:
-            raise self._mismatch(is_async=is_async)
-        if description.state not in READY:
-            guard(self._conn, description, query, self._mode or layer.outside_transaction)
-
-    def _judge_again(self, query: str, *, is_async: bool) -> None:
-        """Judge a connection that its wrapper has only now checked out."""
+    def _judge(self, query: str, *, is_async: bool) -> Description | None:
         description = plugins().describe(self._conn)
         if description is not None:
-            self._judge(description, query, is_async=is_async)
+            if description.dialect != "postgresql":
+                require_postgresql(self._conn, description)
+            if description.is_async is not is_async:
+                raise mismatch(self._conn, "connection", "pass", is_async=is_async)
+            if description.state not in READY:
+                guard(self._conn, description, query, self._mode or layer.outside_transaction)
+        return description
 
     # An error is raised outside of the `except`, so that it has no context, only the driver's error as its cause. The
     # context could be a wrapper's error, which quotes parameters. `del error` breaks the circle of error and traceback,
     # which would keep the connection alive.
 
-    def _send(
-        self, query: str, arguments: dict[str, Any], *, is_async: bool
-    ) -> Rows | Awaitable[Rows]:
+    async def _send(self, query: str, arguments: dict[str, Any], *, is_async: bool) -> Rows:
         sent, args = wire.encode(query, arguments, self.json_dumps)
         try:
-            result = plugins().execute(self._conn, sent, args)
+            result: Any = plugins().execute(self._conn, sent, args)
+            is_awaitable = inspect.isawaitable(result)
+            if is_awaitable and not is_async:
+                discard(result)
+                raise mismatch(self._conn, "connection", "pass", is_async=is_async)
+            rows = await result if is_awaitable else result
         except StateSeen:
-            self._judge_again(query, is_async=is_async)
-            return self._send(query, arguments, is_async=is_async)
+            self._judge(query, is_async=is_async)  # Its wrapper has only now checked it out.
+            return await self._send(query, arguments, is_async=is_async)
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             error = self._translated(exc, arguments)
         else:
-            if isinstance(result, list):
-                if is_async:
-                    self._at_once()
-                return self._decoded(result, query)
-            if not inspect.isawaitable(result):
-                error = self._fault(result, "rows")
-            elif is_async:
-                return self._receive(result, query, arguments)
-            else:
-                discard(result)
-                error = self._mismatch(is_async=is_async)
-        try:
-            raise error
-        finally:
-            del error
-
-    async def _receive(
-        self, result: Awaitable[Rows], query: str, arguments: dict[str, Any]
-    ) -> Rows:
-        try:
-            rows = await result
-        except StateSeen:
-            self._judge_again(query, is_async=True)
-            return await done(self._send(query, arguments, is_async=True))
-        except Exception as exc:  # noqa: BLE001
-            error = self._translated(exc, arguments)
-        else:
+            if is_async and not is_awaitable:
+                self._at_once()
             return self._decoded(rows, query)
         try:
             raise error
         finally:
             del error
-
-    async def _send_done(self, query: str, arguments: dict[str, Any], *, is_async: bool) -> Rows:
-        return await done(self._send(query, arguments, is_async=is_async))
 
     def _translated(
         self, exc: Exception, arguments: dict[str, Any], *, kept: bool = False
@@ -166,18 +135,6 @@ class ExternalConnector(OneBodyConnector):
             state=state,
             kept=kept,
             locks=wire.queueing_locks(arguments),
-        )
-
-    def _mismatch(self, *, is_async: bool) -> SyncAsyncMismatch:
-        name = type_name(type(self._conn))
-        if is_async:
-            return SyncAsyncMismatch(
-                f"{name} is a synchronous connection in an asynchronous call, where it would block the event loop: "
-                "call defer(), or the sync method of the same name, from a thread, or pass an asynchronous connection"
-            )
-        return SyncAsyncMismatch(
-            f"{name} is an asynchronous connection in a synchronous call: call `await ... .defer_async()`, or the "
-            "method of the same name that ends in _async"
         )
 
     def _decoded(self, rows: Any, query: str) -> Rows:

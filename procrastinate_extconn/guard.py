@@ -9,6 +9,7 @@ from .ambient import after_commit
 from .exceptions import (
     OutsideTransaction,
     OutsideTransactionWarning,
+    SyncAsyncMismatch,
     UnsupportedConnection,
     UnusableConnection,
 )
@@ -43,6 +44,23 @@ def require_postgresql(conn: object, description: Description) -> None:
             "Procrastinate's schema. If your rows are in another database, pass Outbox(connection) of "
             'procrastinate-extconn-outbox: see "Rows in another database" in the documentation.'
         )
+
+
+def mismatch(subject: object, noun: str, verb: str, *, is_async: bool) -> SyncAsyncMismatch:
+    """The refusal of an async object in a sync call, or of a sync one in an async call.
+
+    :param noun: what *subject* is, such as ``"connection"``.
+    :param verb: what to do with another one, such as ``"pass"``.
+    :param is_async: whether the call is async.
+    """
+    kinds = "a synchronous", "an asynchronous"
+    text = f"{type_name(type(subject))} is {kinds[not is_async]} {noun} in {kinds[is_async]} call"
+    if is_async:
+        text += ", where it would block the event loop"
+        method = "defer(), or the sync method of the same name, from a thread"
+    else:
+        method = "`await ... .defer_async()`, or the method of the same name that ends in _async"
+    return SyncAsyncMismatch(f"{text}: call {method}, or {verb} {kinds[is_async]} {noun}")
 
 
 def guard(conn: object, description: Description, query: str, mode: OutsideMode) -> None:

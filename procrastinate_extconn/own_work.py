@@ -25,27 +25,15 @@ def is_own_work() -> bool:
     return _is_own.get()
 
 
-@contextlib.contextmanager
-def own_work() -> Generator[None]:
+def own_work() -> AbstractContextManager[None]:
     """Mark the calls inside as Procrastinate's own."""
-    with _set(True):
-        yield
+    return ambient.setting(_is_own, True)
 
 
 @contextlib.contextmanager
 def _an_application() -> Generator[None]:
-    with _set(False), ambient.cleared():
+    with ambient.setting(_is_own, False), ambient.cleared():
         yield
-
-
-@contextlib.contextmanager
-def _set(value: bool) -> Generator[None]:
-    token = _is_own.set(value)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # a coroutine that is closed in another context
-            _is_own.reset(token)
 
 
 def within(block: Callable[[], AbstractContextManager[None]], function: Any) -> Any:

@@ -52,12 +52,10 @@ def install(
         line and shell. If it was never set, it is ``"error"`` where *outside_transaction* is, else ``"allow"``.
     :raises ValueError: for another mode.
     """
-    check_modes(outside_transaction=outside_transaction, without_connection=without_connection)
-    if "error" in (outside_transaction, without_connection) or without_connection == "warn":
-        own_work.recognise()
+    modes = _prepared(outside_transaction, without_connection)
     with replacing.lock:
-        layer.outside_transaction = outside_transaction or layer.outside_transaction
-        layer.without_connection = without_connection or layer.without_connection
+        layer.outside_transaction = modes.outside_transaction or layer.outside_transaction
+        layer.without_connection = modes.without_connection or layer.without_connection
         watch()
         layer.installed = True
 
@@ -100,14 +98,19 @@ def patch(
     :raises ValueError: for another mode.
     """
     connector = _connector_of(app_or_connector)
-    check_modes(outside_transaction=outside_transaction, without_connection=without_connection)
-    if "error" in (outside_transaction, without_connection) or without_connection == "warn":
-        own_work.recognise()
+    modes = _prepared(outside_transaction, without_connection)
     with replacing.lock:
         if app_or_connector is not connector:
             layer.managers.add(app_or_connector.job_manager)  # type: ignore[attr-defined]
-        _patch(connector, Modes(outside_transaction, without_connection))
+        _patch(connector, modes)
     return app_or_connector
+
+
+def _prepared(outside: OutsideMode | None, without: OutsideMode | None) -> Modes:
+    check_modes(outside_transaction=outside, without_connection=without)
+    if "error" in (outside, without) or without == "warn":
+        own_work.recognise()
+    return Modes(outside, without)
 
 
 def _patch(connector: BaseConnector, modes: Modes) -> None:

@@ -319,8 +319,10 @@ def test_interrupted(
     ) as process:
         assert process.stderr
         _read_until(process.stderr, stage)
+        moment = random.uniform(0, 0.5 if stage == "Committing" else 0.1)
+        print(f"{moment} s after {stage}")  # noqa: T201 - shown where it fails
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(random.uniform(0, 0.5 if stage == "Committing" else 0.1))
+            process.wait(moment)
         # As a terminal does: to the whole process group.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -24,6 +24,8 @@ from procrastinate_extconn.testing.contract.database import Database
 from procrastinate_extconn.testing.contract.parameters import Faulty, parameters
 from procrastinate_extconn.testing.server import VARIABLE, database_dsn, server_dsn
 
+pytestmark = pytest.mark.programs
+
 PSYCOPG, *_ = kinds_of("psycopg")
 BEGINNING = """
 import broken_plugins, pytest, time

@@ -12,6 +12,8 @@ import psycopg
 import pytest
 from example_shop import EXAMPLES, Example, Shop
 
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(600)]
+
 _PROCRASTINATE = ("-m", "procrastinate", "--app=shop.queue")
 
 ALL = [
@@ -81,7 +83,6 @@ def fetch(empty_dsn: str) -> Iterator[Callable[[str], list[Any]]]:
         yield lambda query: conn.execute(query.encode()).fetchall()
 
 
-@pytest.mark.timeout(600)  # half a dozen programs, one after the other
 def test_an_order_has_its_job_or_neither_is_there(
     shop: Shop, fetch: Callable[[str], list[Any]]
 ) -> None:
@@ -106,7 +107,6 @@ def test_an_order_has_its_job_or_neither_is_there(
         assert fetch(of_jobs.format("succeeded")) == expected
 
 
-@pytest.mark.timeout(600)  # half a dozen programs, one after the other
 def test_orders_in_sqlite(empty_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An order in SQLite and its job in PostgreSQL are both there or neither is, and a second run confirms nothing."""
     for module in OUTBOX.requires:

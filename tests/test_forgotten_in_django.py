@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -100,10 +101,9 @@ def statuses():
 Run = Callable[..., str]
 
 
-@pytest.fixture
-def project(tmp_path: Path, empty_dsn: str) -> Run:
-    """Run a command in a project with Django's admin, whose tables are there."""
-    address = conninfo_to_dict(empty_dsn)
+def make_project(folder: Path, dsn: str) -> Run:
+    """Make a project with Django's admin on a database, and give what runs a command in it."""
+    address = conninfo_to_dict(dsn)
     database = {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": address["dbname"],
@@ -112,18 +112,18 @@ def project(tmp_path: Path, empty_dsn: str) -> Run:
         "USER": address.get("user", ""),
         "PASSWORD": address.get("password", ""),
     }
-    (tmp_path / "shop").mkdir()
-    (tmp_path / "shop/__init__.py").touch()
-    (tmp_path / "shop/tasks.py").write_text(TASKS)
+    (folder / "shop").mkdir()
+    (folder / "shop/__init__.py").touch()
+    (folder / "shop/tasks.py").write_text(TASKS)
 
     def run(*command: str, mode: str = "error") -> str:
         given = f"DATABASE = {database!r}\nMODE = {mode!r}\n"
-        (tmp_path / "project.py").write_text(given + SETTINGS)
-        environment = {"PYTHONPATH": str(tmp_path), "DJANGO_SETTINGS_MODULE": "project"}
+        (folder / "project.py").write_text(given + SETTINGS)
+        environment = {"PYTHONPATH": str(folder), "DJANGO_SETTINGS_MODULE": "project"}
         finished = subprocess.run(
             [sys.executable, *command],
             env={**os.environ, **environment},
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,
@@ -131,8 +131,23 @@ def project(tmp_path: Path, empty_dsn: str) -> Run:
         assert finished.returncode == 0, finished.stderr
         return finished.stdout + finished.stderr
 
-    run("-m", "django", "migrate", "--verbosity=0")
     return run
+
+
+@pytest.fixture(scope="module")
+def migrated(databases: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Name a database where Django has made the tables of the project."""
+    with databases.create("template0") as name:
+        project = make_project(tmp_path_factory.mktemp("migrated"), databases.dsn(name))
+        project("-m", "django", "migrate", "--verbosity=0")
+        yield name
+
+
+@pytest.fixture
+def project(tmp_path: Path, databases: Any, migrated: str) -> Iterator[Run]:
+    """Run a command in a project of this test's own."""
+    with databases.create(migrated) as name:
+        yield make_project(tmp_path, databases.dsn(name))
 
 
 def test_a_transaction_of_its_own_alias_passes(project: Run) -> None:

@@ -42,7 +42,11 @@ class TestFaults(PluginContract):
 """
 CLAUSES = clauses_of(PluginContract)
 # The kit runs once, and takes its time.
-pytestmark = [pytest.mark.xdist_group("planted faults"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.programs,
+    pytest.mark.xdist_group("planted faults"),
+    pytest.mark.timeout(600),
+]
 
 
 def name_of(fault: type[Fault], clause: str) -> str:

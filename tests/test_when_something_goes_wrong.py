@@ -81,7 +81,7 @@ def another_database(dsn: str, task: Task) -> None:
         task.configure(connection=conn).defer()
 
 
-def the_wrong_colour(dsn: str, task: Task) -> None:
+def async_in_a_sync_call(dsn: str, task: Task) -> None:
     """Call `defer()` on an asynchronous connection."""
 
     async def defer() -> None:
@@ -91,7 +91,7 @@ def the_wrong_colour(dsn: str, task: Task) -> None:
     asyncio.run(defer())
 
 
-def the_other_wrong_colour(dsn: str, task: Task) -> None:
+def sync_in_an_async_call(dsn: str, task: Task) -> None:
     """Call `defer_async()` on a synchronous connection."""
     with psycopg.connect(dsn) as conn:
         asyncio.run(task.configure(connection=conn).defer_async())
@@ -376,8 +376,8 @@ CASES: list[Callable[[str, Task], None]] = [
     a_cursor,
     an_engine,
     another_database,
-    the_wrong_colour,
-    the_other_wrong_colour,
+    async_in_a_sync_call,
+    sync_in_an_async_call,
     outside_a_transaction,
     unknown,
     closed,

@@ -16,6 +16,8 @@ import pytest
 from procrastinate_extconn import hookspecs
 from procrastinate_extconn.testing.server import VARIABLE, server_dsn
 
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(300)]
+
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = DOCS / "examples/plugins"
 NAMES = sorted(path.name for path in EXAMPLES.iterdir())
@@ -80,7 +82,6 @@ def run_kit(tmp_path: Path, pytestconfig: pytest.Config) -> Callable[..., str]:
     return run_kit
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", NAMES)
 def test_keeps_the_contract(name: str, run_kit: Callable[..., str]) -> None:
     """Each example passes the kit from its wheel, and a clause is left out only if it is about something else."""

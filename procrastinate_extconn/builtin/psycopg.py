@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from ..drivers import Classes, Notifications, Refusal, libpq_state, numeric
 from ..exceptions import ExternalConnectionError
 from ..hookspecs import Description, Kind, Listener, Rows, Value, hookimpl
+from ..sync_async import done, finish
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection, Connection
+    from psycopg import AsyncConnection
     from psycopg.adapt import AdaptersMap, PyFormat
     from psycopg.pq.abc import PGresult
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -61,28 +62,19 @@ def execute_on_external(
     is_async = _IS_ASYNC.find(conn)
     if is_async is None:
         return None
-    return _execute_async(conn, query, args) if is_async else _execute(conn, query, args)
+    rows = _execute(conn, query, args)
+    return rows if is_async else finish(rows)
 
 
 # The cursors close by themselves, as that of psycopg's own `Connection.execute()` does. A cursor keeps what it sent, so
 # it goes before the rows are made.
 
 
-def _execute(conn: Connection[Any], query: str, args: Any) -> Rows:
+async def _execute(conn: Any, query: str, args: Any) -> Rows:
     cursor, query, args = _prepared(conn, query, args)
-    cursor.execute(query, args)
+    await done(cursor.execute(query, args))
     if conn.pgconn.pipeline_status and _has_rows(query):
-        cursor.fetchall()  # Until then, the result has not arrived.
-    result = cursor.pgresult
-    del cursor
-    return _rows(conn, result)
-
-
-async def _execute_async(conn: AsyncConnection[Any], query: str, args: Any) -> Rows:
-    cursor, query, args = _prepared(conn, query, args)
-    await cursor.execute(query, args)
-    if conn.pgconn.pipeline_status and _has_rows(query):
-        await cursor.fetchall()
+        await done(cursor.fetchall())  # Until then, the result has not arrived.
     result = cursor.pgresult
     del cursor
     return _rows(conn, result)

@@ -17,7 +17,7 @@ from ..exceptions import ExternalConnectionError
 from ..hookspecs import Rows
 from ..layer import layer
 from ..queries import JOB_ROW
-from ..sync_async import done, finish
+from ..sync_async import finish
 from . import settlement
 from .decision import Fate
 
@@ -69,8 +69,8 @@ async def _complete(context: JobContext, connection: object, *, is_async: bool) 
     settlement.expect(job)
     connector = ExternalConnector(connection, outside_transaction=layer.mode_of(app_connector))
     run = partial(connector.run_query, is_async=is_async)
-    if not await done(run(_SUCCEED, _this_run(job))):
-        raise _not_ours(job, await done(run(JOB_ROW, {"job_id": job.id})))
+    if not await run(_SUCCEED, _this_run(job)):
+        raise _not_ours(job, await run(JOB_ROW, {"job_id": job.id}))
 
 
 def _this_run(job: Job) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from procrastinate.connector import Notify
@@ -11,15 +11,16 @@ from procrastinate.connector import Notify
 from .. import ambient, forgotten, wire
 from ..base import OneBodyConnector
 from ..connector import ExternalConnector
-from ..exceptions import ExternalConnectionError, SyncAsyncMismatch, UnsupportedConnection
+from ..exceptions import ExternalConnectionError, UnsupportedConnection
 from ..fallback import type_name
+from ..guard import mismatch
 from ..hookspecs import Rows
 from ..known_plugins import missing_plugin
 from ..layer import layer
 from ..options import OutsideMode
 from ..plugins import plugins
 from ..queries import WORKER_QUERIES
-from ..sync_async import done, finish
+from ..sync_async import done
 from . import worker
 from .listening import of_pool
 
@@ -56,14 +57,8 @@ class PoolConnector(OneBodyConnector):
         self.listen_pool = listen
         layer.own_connectors.add(self)
 
-    def run_query(
+    async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Rows | Awaitable[Rows]:
-        rows = self._run(query, arguments, is_async=is_async, connection=connection)
-        return rows if is_async else finish(rows)
-
-    async def _run(
-        self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object
     ) -> Rows:
         if connection is None:
             connection = ambient.connection(query)
@@ -89,11 +84,9 @@ class PoolConnector(OneBodyConnector):
         if lent is None:
             raise self._unsupported()
         if hasattr(lent, "__aenter__") is not is_async:
-            raise (
-                self.worker_refused()
-                if query in WORKER_QUERIES
-                else self._mismatch(is_async=is_async)
-            )
+            if query in WORKER_QUERIES:
+                raise self.worker_refused()
+            raise mismatch(self.pool, "pool", "make the app on", is_async=is_async)
         enter, leave = (
             (lent.__aenter__, lent.__aexit__) if is_async else (lent.__enter__, lent.__exit__)
         )
@@ -129,7 +122,7 @@ class PoolConnector(OneBodyConnector):
             json_loads=self.json_loads,
             outside_transaction=mode,
         )
-        return await done(connector.run_query(query, arguments, is_async=is_async))
+        return await connector.run_query(query, arguments, is_async=is_async)
 
     def worker_refused(self) -> ExternalConnectionError:
         return ExternalConnectionError(
@@ -146,16 +139,4 @@ class PoolConnector(OneBodyConnector):
         return UnsupportedConnection(
             f"{type(self).__name__} does not support pools of type {type_name(type(self.pool))}: no plugin takes it "
             f"(asked: {', '.join(asked)}). {advice}"
-        )
-
-    def _mismatch(self, *, is_async: bool) -> SyncAsyncMismatch:
-        name = type_name(type(self.pool))
-        if is_async:
-            return SyncAsyncMismatch(
-                f"{name} is a synchronous pool in an asynchronous call, where it would block the event loop: call "
-                "defer(), or the sync method of the same name, or make the app on an asynchronous pool"
-            )
-        return SyncAsyncMismatch(
-            f"{name} is an asynchronous pool in a synchronous call: call `await ... .defer_async()`, or the method "
-            "of the same name that ends in _async, or make the app on a synchronous pool"
         )

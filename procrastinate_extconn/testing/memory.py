@@ -14,6 +14,7 @@ from ..hookspecs import Rows
 from ..layer import layer
 from ..options import External, OutsideMode, check_modes, unwrap
 from ..plugins import describe
+from ..sync_async import finish
 from ..wire import encode
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class StrictInMemoryConnector(InMemoryConnector):
             unsent = _Unsent(
                 unwrap(connection), json_dumps=self.json_dumps, outside_transaction=mode
             )
-            unsent.run_query(query, arguments, is_async=is_async)
+            finish(unsent.run_query(query, arguments, is_async=is_async))
         # A sync call goes on as an async one in a task of its own, which must not be asked again.
         with ambient.standalone():
             yield
@@ -118,6 +119,6 @@ class StrictInMemoryConnector(InMemoryConnector):
 class _Unsent(ExternalConnector):
     """Does all that comes before a statement is sent."""
 
-    def _send(self, query: str, arguments: dict[str, Any], **how: bool) -> Rows:
+    async def _send(self, query: str, arguments: dict[str, Any], *, is_async: bool) -> Rows:
         encode(query, arguments, self.json_dumps)
         return []

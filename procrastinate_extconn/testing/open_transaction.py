@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from procrastinate.connector import BaseConnector
@@ -33,17 +33,17 @@ class TestedConnection(ExternalConnector):
         self.json_loads: Loads | None = _json(app_connector, "loads")
         self.description: Description = describe(conn)
 
-    def run_query(
+    async def run_query(
         self,
         query: str,
         arguments: dict[str, Any],
         *,
         is_async: bool | None = None,
         connection: object = None,
-    ) -> Rows | Awaitable[Rows]:
+    ) -> Rows:
         if self.description.dialect == OUTBOX:
             query += FOR_A_TEST
-        return super().run_query(
+        return await super().run_query(
             query, arguments, is_async=self.description.is_async, connection=connection
         )
 
@@ -54,7 +54,7 @@ class TestedConnection(ExternalConnector):
 
     async def rows(self, query: str, **arguments: Any) -> Rows:
         """Run *query*, with the errors of every other call."""
-        return await done(self.run_query(query, arguments))
+        return await self.run_query(query, arguments)
 
     async def send(self, query: str) -> Rows:
         """Run *query* in any state of the connection, with the driver's own errors."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import procrastinate
+from mortal_worker import MortalWorker
 from pools import POOLS
 
 import procrastinate_extconn as extconn
@@ -40,13 +39,12 @@ class Orders(NamedTuple):
         return next(kind for kind in all_kinds() if kind.id == self.kind_id)
 
 
-class Worker:
+class Worker(MortalWorker):
     """A worker whose task writes one row for each of its runs."""
 
     def __init__(self, orders: Orders, started: Connection | None = None) -> None:
+        super().__init__(orders.dies_at, orders.dies_in, started)
         self._orders = orders
-        self._started = started
-        self._left = orders.dies_in
         connector = procrastinate.PsycopgConnector(conninfo=orders.dsn, min_size=1)
         self.app = procrastinate.App(connector=connector)
         self.task: Any
@@ -76,40 +74,29 @@ class Worker:
             self.task = work
 
     async def _work_on_pool(self, context: procrastinate.JobContext) -> None:
-        if self._started:
-            self._started.send(context.job.id)
+        self.begin(context)
         async with plugins().connect(self._pool) as conn:
             insert = f"INSERT INTO effects (job_id) VALUES ({context.job.id})"
             await extconn.ExternalConnector(conn).execute_query_async(insert)
-            self._come_to("before complete")
+            self.come_to("before complete")
             if self._orders.completes:
                 await extconn.complete_async(context, conn)
-            self._come_to("between complete and commit")
-        self._come_to("between commit and return")
+            self.come_to("between complete and commit")
+        self.come_to("between commit and return")
 
     async def _work(self, context: procrastinate.JobContext, held: Held) -> None:
-        if self._started:
-            self._started.send(context.job.id)
+        self.begin(context)
         await done(held.execute(f"INSERT INTO effects (job_id) VALUES ({context.job.id})"))
-        self._come_to("before complete")
+        self.come_to("before complete")
         if self._orders.completes:
             complete = extconn.complete_async if self._orders.kind.is_async else extconn.complete
             await done(complete(context, held.conn))
-        self._come_to("between complete and commit")
+        self.come_to("between complete and commit")
         await done(held.commit())
-        self._come_to("between commit and return")
-
-    def _come_to(self, point: str) -> None:
-        if point == self._orders.dies_at:
-            self._left -= 1
-            if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+        self.come_to("between commit and return")
 
     async def run(self, *, wait: bool) -> None:
-        """Work, with a heart that beats fast where it is to be missed.
-
-        Before Python 3.12 a worker may wait for ever, at its end, for a heartbeat that was cancelled as it came.
-        """
+        """Work, on the connector or pool that was ordered."""
         async with contextlib.AsyncExitStack() as stack:
             if self._orders.pool_id:
                 [pool] = [one for one in POOLS if one.id == self._orders.pool_id]
@@ -117,15 +104,7 @@ class Worker:
                 stack.enter_context(self.app.replace_connector(extconn.PoolConnector(self._pool)))
             else:
                 await stack.enter_async_context(self.app.open_async())
-            await self.app.run_worker_async(
-                concurrency=3,
-                wait=wait,
-                listen_notify=False,
-                install_signal_handlers=False,
-                fetch_job_polling_interval=0.02,
-                update_heartbeat_interval=0.1 if wait else 10,
-                stalled_worker_timeout=1,
-            )
+            await self.work(wait=wait)
 
 
 def main(orders: Orders, started: Connection) -> None:

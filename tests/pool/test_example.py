@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from example_shop import Example, Shop
 
-pytestmark = pytest.mark.timeout(300)  # several programs, one after the other
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(300)]
 
 EXAMPLE = Example(
     "fastapi_worker",

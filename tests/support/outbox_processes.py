@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
-import signal
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import procrastinate
+from mortal_worker import MortalWorker
 from sqlalchemy import create_engine, text
 
 forked = multiprocessing.get_context("forkserver")
@@ -61,51 +60,35 @@ class Orders(NamedTuple):
     """In the how-manieth job that comes to that point."""
 
 
-class Worker:
+class Worker(MortalWorker):
     """A worker whose task writes one row for each of its runs, into another database than the queue's."""
 
     def __init__(self, orders: Orders, started: Connection | None = None) -> None:
+        super().__init__(orders.dies_at, orders.dies_in, started)
         self._orders = orders
-        self._started = started
-        self._left = orders.dies_in
         self._engine = create_engine(orders.url)
-        self.app: procrastinate.App = app_on(orders.dsn)
+        self.app = app_on(orders.dsn)
         # A job that met another run's mark, or its lock, is run again.
         self.task = self.app.task(name="work", pass_context=True, retry=20)(self._work)
 
     def _work(self, context: procrastinate.JobContext) -> None:
         from procrastinate_extconn_outbox import once
 
-        if self._started:
-            self._started.send(context.job.id)
+        self.begin(context)
         with self._engine.begin() as conn:
             if not self._orders.marks or once(context, conn):
                 conn.execute(text(f"INSERT INTO effects (job_id) VALUES ({context.job.id})"))
-            self._come_to("before the commit")
-        self._come_to("between commit and return")
+            self.come_to("before the commit")
+        self.come_to("between commit and return")
 
     def dispose(self) -> None:
         """Close the connections to the effects."""
         self._engine.dispose()
 
-    def _come_to(self, point: str) -> None:
-        if point == self._orders.dies_at:
-            self._left -= 1
-            if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
     async def run(self, *, wait: bool) -> None:
-        """Work, with a heart that beats fast where it is to be missed."""
+        """Work on a connector of its own."""
         async with self.app.open_async():
-            await self.app.run_worker_async(
-                concurrency=3,
-                wait=wait,
-                listen_notify=False,
-                install_signal_handlers=False,
-                fetch_job_polling_interval=0.02,
-                update_heartbeat_interval=0.1 if wait else 10,
-                stalled_worker_timeout=1,
-            )
+            await self.work(wait=wait)
 
 
 def work_until_killed(orders: Orders, started: Connection) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,9 @@ from procrastinate_extconn import describe
 from procrastinate_extconn.connector import ExternalConnector
 from procrastinate_extconn.diagnosis import read
 from procrastinate_extconn.exceptions import ExternalConnectionError, OutsideTransaction
-from procrastinate_extconn.guard import READY, guard
+from procrastinate_extconn.guard import READY, guard, mismatch
 from procrastinate_extconn.hookspecs import Rows
-from procrastinate_extconn.sync_async import done, finish
+from procrastinate_extconn.sync_async import finish
 
 from .absent import is_missing, missing
 from .names import MARKS
@@ -33,12 +32,12 @@ _INSERT = (
 class _InTransaction(ExternalConnector):
     """A connection to any database, in a transaction of the caller's."""
 
-    def run_query(
+    async def run_query(
         self, query: str, arguments: dict[str, Any], *, is_async: bool, connection: object = None
-    ) -> Rows | Awaitable[Rows]:
+    ) -> Rows:
         description = describe(self._conn)
         if description.is_async is not is_async:
-            raise self._mismatch(is_async=is_async)
+            raise mismatch(self._conn, "connection", "pass", is_async=is_async)
         if description.state == "unknown":
             raise OutsideTransaction(
                 f"this {description.driver} connection does not tell whether it is in a transaction, and once() keeps "
@@ -47,7 +46,7 @@ class _InTransaction(ExternalConnector):
         if description.state not in READY:
             # As for the INSERT: outside a transaction, what the look finds is worth nothing either.
             guard(self._conn, description, _INSERT, "error")
-        return self._send(query, arguments, is_async=is_async)
+        return await self._send(query, arguments, is_async=is_async)
 
     def _translated(
         self, exc: Exception, arguments: dict[str, Any], *, kept: bool = False
@@ -84,9 +83,9 @@ async def once_async(context: JobContext, connection: object, *, namespace: str 
 async def _once(context: JobContext, connection: object, namespace: str, *, is_async: bool) -> bool:
     run = partial(_InTransaction(connection).run_query, is_async=is_async)
     mark = _mark_of(context, namespace)
-    if await done(run(_LOOK, mark)):
+    if await run(_LOOK, mark):
         return False
-    await done(run(_INSERT, mark))
+    await run(_INSERT, mark)
     return True
 
 

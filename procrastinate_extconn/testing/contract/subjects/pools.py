@@ -14,7 +14,6 @@ from ....exceptions import UnsupportedConnection
 from ....hookspecs import Listener
 from ....kinds import Kind
 from ....plugins import describe, plugins
-from ....sync_async import done
 from ..caller import Caller, what
 from ..clause import clause, must
 from ..database import Database
@@ -68,8 +67,7 @@ class Lender:
     async def query(self, conn: Any, query: str, **arguments: Any) -> list[dict[str, Any]]:
         """Run a query on a lent connection."""
         connector = ExternalConnector(conn, outside_transaction="allow")
-        rows = connector.run_query(query, arguments, is_async=self.kind.is_async)
-        return await done(rows)
+        return await connector.run_query(query, arguments, is_async=self.kind.is_async)
 
     async def insert(self, conn: Any, order: int) -> None:
         """Insert a row."""
