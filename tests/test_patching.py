@@ -250,7 +250,7 @@ def test_threads_may_install_and_uninstall(classes: list[type]) -> None:
     assert _attributes(classes) == before
 
 
-def test_methods_keep_their_signature_and_colour(classes: list[type]) -> None:
+def test_methods_keep_their_signature(classes: list[type]) -> None:
     """A wrapped method looks as before to code that inspects it."""
     before = _looks(classes)
     extconn.install()

@@ -44,7 +44,7 @@ def defer_and_list(external: External, task: Any) -> None:
     assert (job.id, job.task_kwargs) == (job_id, PAYLOAD)
 
 
-def of_colour(external: External, name: str) -> Any:
+def sync_or_async(external: External, name: str) -> Any:
     """Psycopg's class of that name, sync or async as the connection is."""
     name = f"Async{name}" if external.kind.is_async else name
     if not hasattr(psycopg, name):
@@ -82,7 +82,7 @@ def test_any_cursor_factory_and_prepare_threshold(
     external: External, task: Any, cursor: str, prepare_threshold: int | None
 ) -> None:
     """However a connection binds and prepares, jobs are deferred and read back, time after time."""
-    factory = of_colour(external, cursor)
+    factory = sync_or_async(external, cursor)
     external.conn.cursor_factory = factory
     external.conn.prepare_threshold = prepare_threshold
     for _ in range(7):
@@ -95,7 +95,7 @@ def test_a_persons_cursor_sees_the_statement(external: External, task: Any) -> N
     """A cursor class that traces statements, as instrumentation sets one, sees ours."""
     seen = []
 
-    class Tracing(of_colour(external, "Cursor")):  # type: ignore[misc]
+    class Tracing(sync_or_async(external, "Cursor")):  # type: ignore[misc]
         def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
             seen.append(query)
             return super().execute(query, *args, **kwargs)

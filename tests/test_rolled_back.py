@@ -181,7 +181,7 @@ def test_nothing_goes_on_what_is_closed_or_failed(conn: Any) -> None:
         rolled_back(conn).__enter__()
 
 
-async def test_rolled_back_has_a_colour(dsn: str, conn: Any) -> None:
+async def test_rolled_back_is_sync_or_async(dsn: str, conn: Any) -> None:
     """`with` and `async with` are told apart."""
     with pytest.raises(extconn.SyncAsyncMismatch, match="`with`"):
         async with rolled_back(conn):

@@ -149,7 +149,7 @@ def test_a_sync_call_in_a_sync_to_async_thread(
     assert watch.job(asyncio.run(main()))
 
 
-async def test_nothing_is_asked_of_the_plugin_where_the_colours_differ(
+async def test_nothing_is_asked_of_the_plugin_in_the_other_kind_of_call(
     installed: None, driver: FakeDriver
 ) -> None:
     """The plugin is not asked to run what does not match, so that it creates no coroutine either."""

@@ -239,7 +239,9 @@ def test_memory_refuses_a_closed_connection(memory: Any, unit: Any, conn: Any) -
     assert memory.jobs == {}
 
 
-async def test_memory_refuses_the_wrong_colour(memory: Any, unit: Any, dsn: str, conn: Any) -> None:
+async def test_memory_refuses_the_other_kind_of_call(
+    memory: Any, unit: Any, dsn: str, conn: Any
+) -> None:
     """A sync call on an async connection is refused, and the reverse."""
     with pytest.raises(extconn.SyncAsyncMismatch):
         await unit.configure(connection=conn).defer_async()

@@ -247,7 +247,7 @@ def test_a_closed_connection_is_refused(conn: Any, task: Task) -> None:
             task.defer()
 
 
-async def test_the_wrong_colour_is_refused(conn: Any, task: Task) -> None:
+async def test_the_other_kind_of_call_is_refused(conn: Any, task: Task) -> None:
     """An asynchronous call in a block with a synchronous connection does not fall through to the app."""
     with extconn.using(conn), pytest.raises(extconn.SyncAsyncMismatch):
         await task.defer_async()

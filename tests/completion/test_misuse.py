@@ -54,7 +54,9 @@ async def test_a_connection_that_commits_by_itself_can_be_refused(
     assert watch.job(job_id)["status"] == "succeeded"
 
 
-async def test_the_wrong_colour_is_refused(app: procrastinate.App, dsn: str, watch: Watch) -> None:
+async def test_the_other_kind_of_call_is_refused(
+    app: procrastinate.App, dsn: str, watch: Watch
+) -> None:
     """A sync connection in `complete_async`, and the reverse, are refused by name."""
 
     @app.task(pass_context=True)

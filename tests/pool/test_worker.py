@@ -13,7 +13,7 @@ from pool.working import CONNECTIONS, Jobs, eventually
 import procrastinate_extconn as extconn
 
 
-async def test_it_runs_jobs_of_both_colours(jobs: Jobs) -> None:
+async def test_it_runs_sync_and_async_jobs(jobs: Jobs) -> None:
     """Synchronous and asynchronous tasks run with their arguments, and their jobs succeed."""
     ran: list[Any] = []
 
