@@ -66,6 +66,25 @@ async def test_another_pool_listens(dsn: str, actions: Callable[[], list[str]]) 
     assert "worker_polls" not in actions()
 
 
+@pytest.mark.parametrize("kind", [one for one in POOLS if one.listens], ids=lambda one: one.id)
+def test_on_uvloop(dsn: str, kind: Pool) -> None:
+    """A worker hears of jobs on uvloop as well, which `uvicorn[standard]` brings."""
+    pytest.importorskip(kind.requires)
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        async with kind.open(dsn, 4) as pool:
+            jobs = Jobs(kind, pool, dsn)
+            jobs.app, ran = _app(pool, None)
+            async with jobs.working():
+                for _ in range(20):
+                    await jobs.app.configure_task("work").defer_async()
+                    await asyncio.wait_for(ran.wait(), 30)
+                    ran.clear()
+
+    uvloop.run(main())
+
+
 @pytest.mark.parametrize("direct", [True, False], ids=["listen=", "alone"])
 async def test_behind_pgbouncer(
     dsn: str,

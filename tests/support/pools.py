@@ -68,8 +68,10 @@ def _engine(driver: str) -> Callable[[str, int], AbstractAsyncContextManager[Any
         from sqlalchemy.ext.asyncio import create_async_engine
 
         engine = create_async_engine(url(dsn, driver), pool_size=size, max_overflow=0)
-        yield engine
-        await engine.dispose()
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
 
     return open_engine
 
