@@ -118,7 +118,7 @@ def test_own_server(temporary: Path) -> None:
     assert not processes(temporary)
 
 
-@pytest.mark.parametrize("missing", [[], ["peewee"], list(KNOWN)], ids=str)
+@pytest.mark.parametrize("missing", [[], list(KNOWN)], ids=str)
 def test_short(dsn: str, missing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The result fits a terminal of 80 columns and 24 lines, and names each plugin, the missing ones too."""
     if missing:
@@ -296,13 +296,10 @@ def _read_until(stream: IO[str], stage: str) -> None:
     ("on_given_server", "stage", "number"),
     [
         (False, "Starting", signal.SIGINT),
-        (False, "Starting", signal.SIGTERM),
-        (False, "Committing", signal.SIGINT),
         (False, "Committing", signal.SIGTERM),
         (False, "Running", signal.SIGTERM),
         (True, "Connecting", signal.SIGTERM),
         (True, "Committing", signal.SIGINT),
-        (True, "Committing", signal.SIGTERM),
     ],
 )
 def test_interrupted(

@@ -37,7 +37,7 @@ def test_encoding(
     with new_database(server, f"TEMPLATE template0 LOCALE 'C' ENCODING '{encoding}'") as dsn:
         ledger = Ledger(kind, dsn, rng)
         fidelity = Fidelity(ledger, "encod")
-        for place, text in chosen[: sized(5, None)]:
+        for place, text in chosen[: sized(3, None)]:
             arguments, options = placed(place, text)
             run(
                 kind,

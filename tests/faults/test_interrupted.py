@@ -108,7 +108,7 @@ def test_cancelled(
             cancelling.cancel()
 
     ledger = Ledger(kind, dsn, rng)
-    Interruptions(ledger, interrupt).run(sized(20, 1000))
+    Interruptions(ledger, interrupt).run(sized(8, 1000))
     audit("cancelled", ledger)
 
 
@@ -135,7 +135,7 @@ def test_ctrl_c(
     ledger = Ledger(sync_kind, dsn, rng)
     handler = signal.signal(signal.SIGINT, interrupted)
     try:
-        Interruptions(ledger, interrupt).run(sized(20, 1000))
+        Interruptions(ledger, interrupt).run(sized(8, 1000))
     finally:
         signal.signal(signal.SIGINT, handler)
     audit("Ctrl-C", ledger)

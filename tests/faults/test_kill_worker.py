@@ -173,7 +173,7 @@ def run(
     """Run the trials and print their figures."""
 
     def run(*, completes: bool) -> Trials:
-        trials = Trials(Orders(dsn, kind_id, completes), sized(5, 150), rng)
+        trials = Trials(Orders(dsn, kind_id, completes), sized(4, 150), rng)
         trials.run()
         with capsys.disabled():
             print(f"\n{trials}")  # noqa: T201 - figures are what these tests are for
@@ -201,7 +201,7 @@ def test_each_effect_is_there_exactly_once_on_a_pool(
     """The same, for a worker and tasks on one pool."""
     pytest.importorskip("asyncpg")
     orders = Orders(dsn, pool_id, True, pool_id=pool_id)
-    trials = Trials(orders, sized(5, 150), rng)
+    trials = Trials(orders, sized(4, 150), rng)
     trials.run()
     with capsys.disabled():
         print(f"\non the pool {trials}")  # noqa: T201 - figures are what these tests are for

@@ -40,7 +40,7 @@ def test_backend_killed(
             with at_a_random_moment(rng, 1.2 * ledger.typical, kill):
                 await ledger.transact(held)
 
-        run_all(ledger, sized(10, 1000), body)
+        run_all(ledger, sized(5, 1000), body)
     audit("backend killed", ledger)
 
 
@@ -63,7 +63,7 @@ def test_server_killed(
         with at_a_random_moment(rng, 1.2 * ledger.typical, kill):
             await ledger.transact(held)
 
-    run_all(ledger, sized(5, 100), body)
+    run_all(ledger, sized(3, 100), body)
     audit("server killed", ledger)
 
 

@@ -17,7 +17,7 @@ from procrastinate_extconn.kinds import Held, Kind, all_kinds, done, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("installed")]
 
-JOBS = 100_000 if LONG else 3_000
+JOBS = 100_000 if LONG else 2_000
 ONE_OF_EACH = ("psycopg", "psycopg2", "sqlalchemy-async-session-asyncpg", "asyncpg", "psqlpy")
 ENDURING = [kind for kind in all_kinds() if LONG or kind.id in ONE_OF_EACH]
 

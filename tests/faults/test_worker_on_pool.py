@@ -142,7 +142,7 @@ async def test_restarts_at_random_moments(
         worker = app.run_worker_async(
             install_signal_handlers=False, concurrency=SIZE - 2, fetch_job_polling_interval=1
         )
-        seconds = sized(8, 600)
+        seconds = sized(4, 600)
         async with _running(worker) as [working]:
             async with _running(audit.defer(), audit.do_harm()):
                 await asyncio.sleep(seconds / 4)
