@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager
@@ -50,7 +51,7 @@ def using(conn: C) -> Generator[C]:
 
     Deferring, cancelling, status and every other call of the job manager, sync or async as *conn* is. An explicit
     ``configure(connection=other)`` wins, and the innermost block does. The connection belongs to the task or thread
-    that entered the block. A child task or thread that inherits the context gets an error, never *conn*.
+    that entered the block. A child task, thread or process that inherits the context gets an error, never *conn*.
 
     :param conn: any connection that a plugin takes, or what `external` made of one.
     :returns: a context manager that yields *conn*.
@@ -169,20 +170,21 @@ def connection(query: str | None) -> object | None:
         return None
     if block.conn is None or block.owner != _here():
         raise ExternalConnectionError(
-            "this call inherited a using() block from the task or thread that started it, and the connection belongs "
-            "to that one: two of them would interleave their statements on it. (asyncio.create_task, gather, to_thread "
-            "and, before Python 3.12, wait_for start one.) Defer from the task or thread that entered the block, pass "
-            "configure(connection=...) a connection of this one's own, or start it with an empty context "
-            "(contextvars.Context()). If it is meant to commit by itself, enter procrastinate_extconn.standalone()."
+            "this call inherited a using() block from the task, thread or process that started it, and the connection "
+            "belongs to that one: two of them would interleave their statements on it. (asyncio.create_task, gather, "
+            "to_thread and, before Python 3.12, wait_for start one, and so does a fork.) Defer from the task or thread "
+            "that entered the block, or pass configure(connection=...) a connection of this one's own. Or start it "
+            "with an empty context (contextvars.Context()), and a process before the block. If it is meant to commit "
+            "by itself, enter procrastinate_extconn.standalone()."
         )
     return block.conn
 
 
-def _here() -> tuple[threading.Thread, asyncio.Task[object] | None]:
-    """The running asyncio task and thread."""
+def _here() -> tuple[int, threading.Thread, asyncio.Task[object] | None]:
+    """The running process, thread and asyncio task. A process that was forked has the thread and the context."""
     try:
         task = asyncio.current_task()
     except RuntimeError:
         task = None
     # Not its number, which a later thread may have as well.
-    return threading.current_thread(), task
+    return os.getpid(), threading.current_thread(), task

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import os
 import sys
 import threading
 import weakref
@@ -153,6 +154,34 @@ def test_a_thread_that_inherits_the_context_is_refused(conn: Any, task: Task, en
         error = _in_thread(context, task)
     assert "belongs to" in str(error)
     assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_was_forked_is_refused(dsn: str) -> None:
+    """A process that is forked inside a block gets the same error, and the block goes on."""
+    printed = run_python(
+        """
+        import os, procrastinate, psycopg
+        import procrastinate_extconn as extconn
+
+        extconn.install()
+        app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn))
+        task = app.configure_task("work")
+        with psycopg.connect(dsn) as conn, extconn.using(conn):
+            if os.fork() == 0:
+                try:
+                    task.defer()
+                except extconn.ExternalConnectionError as exc:
+                    print(exc, flush=True)
+                os._exit(0)
+            os.wait()
+            print(task.defer())
+        """,
+        dsn=dsn,
+    )
+    refusal, job_id = printed.splitlines()
+    assert "inherited a using() block" in refusal
+    assert job_id == "1"
 
 
 def _in_thread(context: contextvars.Context, task: Task) -> extconn.ExternalConnectionError:
