@@ -28,6 +28,8 @@ Repeat: TypeAlias = "Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]"
 _WAKE_UP = '{"type": "job_inserted", "job_id": 0}'
 _NOTIFY = "SELECT CAST(pg_notify(CAST(%(channel)s AS text), '') AS text) AS notified"
 _HEARD_WITHIN = 5.0
+_PROBES = 3
+"""Behind PgBouncer, one may be heard by chance."""
 _CHECK_INTERVAL = 30.0
 
 
@@ -75,6 +77,11 @@ class HeldConnection:
                 if not isinstance(exc, ConnectorException) or is_transient(exc):
                     await self._give_back(exc)
                 raise
+
+    async def at_rest(self) -> None:
+        """Wait until the statement that runs on it has ended."""
+        async with self._lock:
+            pass
 
     async def give_back(
         self, error: BaseException | None = None, listener: Listener | None = None
@@ -146,9 +153,11 @@ class Listening:
 
     async def _check(self) -> None:
         """See whether a notification arrives, and then that the connection lives: maybe nothing else is sent on it."""
-        await self._repeat(lambda: self._send(_NOTIFY, {"channel": self._probe}))
         try:
-            await asyncio.wait_for(self._heard.wait(), _HEARD_WITHIN)
+            for _ in range(_PROBES):
+                self._heard.clear()
+                await self._repeat(lambda: self._send(_NOTIFY, {"channel": self._probe}))
+                await asyncio.wait_for(self._heard.wait(), _HEARD_WITHIN)
         except (TimeoutError, asyncio.TimeoutError):
             self._say_that_it_polls("hears nothing, as behind PgBouncer's transaction mode")
         while True:

@@ -169,9 +169,15 @@ class WorkerSession:
         """Call *on_notification* for each notification on *channels*, until cancelled."""
         another = self.connector.listen_pool
         held = self._held if another is None else HeldConnection(another, self.connector.run_on)
+
+        async def announce(*, channel: str, payload: str) -> None:
+            # Procrastinate's worker forgets what it hears while it fetches.
+            await self._held.at_rest()
+            await on_notification(channel=channel, payload=payload)
+
         try:
             listening = Listening(held, self.repeat, self.connector.run_on_pool)
-            await listening.run(on_notification, channels)
+            await listening.run(announce, channels)
         finally:
             if held is not self._held or self._worker is None:
                 await held.give_back()

@@ -131,7 +131,10 @@ async def test_restarts_at_random_moments(
     sized: Callable[[float, float], float],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every acknowledged job is run, none twice, and the pool never grows beyond its size."""
+    """Every acknowledged job is run, none twice, and the pool never grows beyond its size.
+
+    pytest keeps the log, and what it quotes: to see the worker's own memory in the figures, pass ``-p no:logging``.
+    """
     pytest.importorskip(kind.requires)
     audit = Audit(own_dsn, server, rng)
     with psycopg.connect(own_dsn) as conn:

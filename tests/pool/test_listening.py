@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,46 @@ def test_on_uvloop(dsn: str, kind: Pool) -> None:
                     ran.clear()
 
     uvloop.run(main())
+
+
+@pytest.mark.parametrize("listen", [False, True], ids=["alone", "listen="])
+async def test_what_is_announced_during_a_fetch_is_heard(dsn: str, listen: bool) -> None:
+    """A job that comes after the server has looked, and before the worker knows that there was none, is run."""
+    announced = asyncio.Event()
+
+    class Late(extconn.PoolConnector):
+        """Gives the reply to a fetch only after a job was announced."""
+
+        async def run_on(self, conn: object, query: str, *args: Any, **options: Any) -> Any:
+            rows = await super().run_on(conn, query, *args, **options)
+            if "fetch_job" in query and not announced.is_set():
+                with psycopg.connect(dsn, autocommit=True) as other:
+                    other.execute(
+                        "INSERT INTO procrastinate_jobs (queue_name, task_name) VALUES ('q', 'work')"
+                    )
+                with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                    await asyncio.wait_for(announced.wait(), 0.5)  # the worker may hear of it now
+                announced.set()
+            return rows
+
+    async with BY_ID["psycopg"].open(dsn, 4) as pool, _direct(dsn) as direct:
+        jobs = Jobs(BY_ID["psycopg"], pool, dsn)
+        jobs.app, ran = _app(pool, None)
+        connector = Late(pool, listen=direct if listen else None)
+        hears = procrastinate.worker.Worker._handle_notification
+
+        async def handle(self: Any, **notification: Any) -> None:
+            await hears(self, **notification)
+            announced.set()
+
+        with (
+            jobs.app.replace_connector(connector) as jobs.app,
+            pytest.MonkeyPatch.context() as patched,
+        ):
+            async with jobs.working():
+                await eventually(lambda: jobs.fetch(_LISTENING) if listen else True)
+                patched.setattr(procrastinate.worker.Worker, "_handle_notification", handle)
+                await asyncio.wait_for(ran.wait(), 30)
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["listen=", "alone"])
