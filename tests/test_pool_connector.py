@@ -133,7 +133,8 @@ def test_calls_commit_by_themselves(dsn: str, pool: Any) -> None:
     first = task.defer(order_id=1)
     second, third = task.batch_defer({"order_id": 2}, {"order_id": 3})
     assert app.job_manager.cancel_job_by_id(second)
-    assert connections(dsn) == 1
+    while connections(dsn) != 1:
+        pass  # one that was closed may say goodbye late
     with psycopg.connect(dsn, autocommit=True) as conn:
         watch = Watch(conn)
         assert watch.jobs() == [first, second, third]
@@ -147,7 +148,8 @@ async def test_async_calls_commit_by_themselves(dsn: str, async_pool: Any) -> No
     first = await task.defer_async(order_id=1)
     second, third = await task.batch_defer_async({"order_id": 2}, {"order_id": 3})
     assert await app.job_manager.cancel_job_by_id_async(second)
-    assert connections(dsn) == 1
+    while connections(dsn) != 1:
+        pass  # one that was closed may say goodbye late
     with psycopg.connect(dsn, autocommit=True) as conn:
         watch = Watch(conn)
         assert watch.jobs() == [first, second, third]
