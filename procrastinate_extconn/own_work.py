@@ -38,21 +38,16 @@ def _an_application() -> Generator[None]:
 
 def within(block: Callable[[], AbstractContextManager[None]], function: Any) -> Any:
     """*function*, sync or async, which then runs inside ``with block():``."""
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def run_async(*args: Any, **kwargs: Any) -> Any:
-            with block():
-                return await function(*args, **kwargs)
-
-        return run_async
+    if not inspect.iscoroutinefunction(function):
+        enter: Any = block()  # which is entered anew for each call
+        return enter(function)
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
         with block():
-            return function(*args, **kwargs)
+            return await function(*args, **kwargs)
 
-    return run
+    return run_async
 
 
 _JOBS = {"_process_job": _an_application, "_persist_job_status": own_work}

@@ -42,6 +42,7 @@ _OWN = {
 }
 """What a worker asks, besides the end of each job that it has fetched."""
 
+_REPEATS = "A worker's statement failed and is repeated: %s"
 _IN_DOUBT = 60.0
 """Seconds for which a server may still be about to commit a fetch whose connection is lost."""
 _FAREWELL = 5.0
@@ -146,11 +147,7 @@ class WorkerSession:
             except ConnectorException as exc:
                 if not is_transient(exc) or self._is_over(ends_job):
                     raise
-                text, extra = (
-                    "A worker's statement failed and is repeated: %s",
-                    {"action": "worker_repeats"},
-                )
-                logger.warning(text, exc, extra=extra)
+                logger.warning(_REPEATS, exc, extra={"action": "worker_repeats"})
             await asyncio.sleep(pause)
             pause = min(2 * pause + 0.05, 2)
 
