@@ -62,7 +62,7 @@ def execute_on_external(
     is_async = _IS_ASYNC.find(conn)
     if is_async is None:
         return None
-    rows = _execute(conn, query, args)
+    rows = _execute(conn, query, args, is_async=is_async)
     return rows if is_async else finish(rows)
 
 
@@ -70,9 +70,11 @@ def execute_on_external(
 # it goes before the rows are made.
 
 
-async def _execute(conn: Any, query: str, args: Any) -> Rows:
+async def _execute(conn: Any, query: str, args: Any, *, is_async: bool) -> Rows:
     cursor, query, args = _prepared(conn, query, args)
-    await done(cursor.execute(query, args))
+    executed = cursor.execute(query, args)
+    if is_async:
+        await executed
     if conn.pgconn.pipeline_status and _has_rows(query):
         await done(cursor.fetchall())  # Until then, the result has not arrived.
     result = cursor.pgresult
