@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import inspect
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
+from types import TracebackType
 from typing import Any, TypeVar
 
 from .exceptions import MEANT, ExternalConnectionError
 from .layer import layer
 from .options import unwrap
-from .queries import MANAGER_QUERIES, WORKER_QUERIES
+from .queries import MANAGER_QUERIES, WORKER_QUERIES, original
 
 C = TypeVar("C")
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class _Block:
@@ -45,8 +49,53 @@ _block: ContextVar[_Block | _Standalone | None] = ContextVar(
 )
 
 
-@contextlib.contextmanager
-def using(conn: C) -> Generator[C]:
+class _Blocks(AbstractContextManager[C]):
+    """What `using` and `standalone` return: a block, and a decorator of functions, sync and async."""
+
+    def __init__(self, block: Callable[[], AbstractContextManager[C]]) -> None:
+        self._block = block
+
+    def __enter__(self) -> C:
+        self._entered = self._block()
+        return self._entered.__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self._entered.__exit__(exc_type, exc, traceback)
+
+    def __call__(self, function: F) -> F:
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{function.__qualname__} is a generator, which runs after the block: enter the block inside it"
+            )
+        decorated: F = within(self._block, function)
+        return decorated
+
+
+def within(block: Callable[[], AbstractContextManager[Any]], function: Any) -> Any:
+    """*function*, sync or async, which then runs inside ``with block():``."""
+    if not inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with block():
+                return function(*args, **kwargs)
+
+        return run
+
+    @functools.wraps(function)
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return await function(*args, **kwargs)
+
+    return run_async
+
+
+def using(conn: C) -> AbstractContextManager[C]:
     """Run every call of a patched app inside the ``with`` block on *conn*, without handing it down.
 
     Deferring, cancelling, status and every other call of the job manager, sync or async as *conn* is. An explicit
@@ -58,16 +107,23 @@ def using(conn: C) -> Generator[C]:
     :raises ExternalConnectionError: if no connector is patched, since the block would do nothing.
     :raises UnsupportedConnection: if no plugin takes *conn*, or it leads to another database than PostgreSQL.
     """
+    return _Blocks(lambda: _using(conn))
+
+
+@contextlib.contextmanager
+def _using(conn: C) -> Generator[C]:
     if not layer.is_on_anywhere():
         raise ExternalConnectionError(
             "using() would do nothing, as no connector is patched: call procrastinate_extconn.install() first"
         )
     from .guard import require_postgresql
+    from .own_work import recognise
     from .patching import watch
     from .plugins import describe
 
     require_postgresql(conn, describe(conn))
     watch()
+    recognise()  # A worker does not run in a block that its task has left open.
     block = _Block(conn)
     token = _block.set(block)
     try:
@@ -76,10 +132,11 @@ def using(conn: C) -> Generator[C]:
         # A context that was copied inside the block keeps the block, but neither the connection nor a way to it.
         block.conn = None
         block.is_left = True
-        _leave(token)
+        _leave(block, token)
 
 
-def _leave(token: Token[_Block | _Standalone | None]) -> None:
+def _leave(block: _Block, token: Token[_Block | _Standalone | None]) -> None:
+    current = _block.get()
     try:
         _block.reset(token)
     except ValueError as exc:
@@ -87,16 +144,22 @@ def _leave(token: Token[_Block | _Standalone | None]) -> None:
             "this using() block was entered in one context and left in another, so what ran in between may not have "
             "seen it, and deferred outside your transaction: enter it in the task or thread that defers"
         ) from exc
+    # Blocks may be left in another order than they were entered, as those of two generators.
+    _block.set(_innermost() if current is block else current)
 
 
-@contextlib.contextmanager
-def standalone() -> Generator[None]:
+def standalone() -> AbstractContextManager[None]:
     """Let the calls inside the ``with`` block commit by themselves, on the app's own connector.
 
     Inside a `using` block, that one is left for the length of this one. A task or thread that copies the context
     inside the block is inside as well, until the block ends. A worker does not hand the block to its tasks. A call
     with a connection is judged as anywhere.
     """
+    return _Blocks(_standalone)
+
+
+@contextlib.contextmanager
+def _standalone() -> Generator[None]:
     block = _Standalone(_block.get())
     with setting(_block, block):
         try:
@@ -117,8 +180,11 @@ def setting(variable: ContextVar[Any], value: object) -> Generator[None]:
     try:
         yield
     finally:
+        current = variable.get()
         with contextlib.suppress(ValueError):  # a coroutine that is closed in another context
             variable.reset(token)
+            if current is not value:  # set anew since, by a block that is open still
+                variable.set(current)
 
 
 def _innermost() -> _Block | _Standalone | None:
@@ -161,6 +227,7 @@ def connection(query: str | None) -> object | None:
     block = _innermost()
     if not isinstance(block, _Block):
         return None
+    query = original(query)
     if query in WORKER_QUERIES:
         raise ExternalConnectionError(
             "a worker does not start inside a using() block: it needs connections of its own, and would outlive "

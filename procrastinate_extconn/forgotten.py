@@ -11,7 +11,7 @@ from .exceptions import MEANT, OutsideTransaction
 from .layer import layer
 from .options import OutsideMode
 from .own_work import is_own_work
-from .queries import MANAGER_QUERIES, writes
+from .queries import MANAGER_QUERIES, original, writes
 
 
 def judge(
@@ -31,7 +31,7 @@ def judge(
     :raises OutsideTransaction: in mode ``"error"``.
     """
     mode = mode or layer.without_connection_of(connector)
-    if mode == "allow" or query not in MANAGER_QUERIES or not writes(query):
+    if mode == "allow" or original(query) not in MANAGER_QUERIES or not writes(query or ""):
         return False
     if is_own_work() or ambient.is_standalone():
         return False

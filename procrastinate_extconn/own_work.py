@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -36,21 +35,14 @@ def _an_application() -> Generator[None]:
         yield
 
 
-def within(block: Callable[[], AbstractContextManager[None]], function: Any) -> Any:
-    """*function*, sync or async, which then runs inside ``with block():``."""
-    if not inspect.iscoroutinefunction(function):
-        enter: Any = block()  # which is entered anew for each call
-        return enter(function)
-
-    @functools.wraps(function)
-    async def run_async(*args: Any, **kwargs: Any) -> Any:
-        with block():
-            return await function(*args, **kwargs)
-
-    return run_async
+@contextlib.contextmanager
+def _the_worker() -> Generator[None]:
+    # A task may leave a block behind, such as that of a generator which it has not finished.
+    with own_work(), ambient.cleared():
+        yield
 
 
-_JOBS = {"_process_job": _an_application, "_persist_job_status": own_work}
+_JOBS = {"_process_job": _an_application, "_persist_job_status": _the_worker}
 """The methods of a worker that run a job: its task and middlewares, and then what becomes of it."""
 
 _ENTRIES = {
@@ -67,10 +59,10 @@ def recognise() -> None:
     for owner, name, block in _entries():
         # A worker must never be hindered. Without both methods it cannot be told from its tasks.
         if not (name in _JOBS and absent & _JOBS.keys()):
-            replacing.wrap(owner, name, functools.partial(within, block), __name__)
+            replacing.wrap(owner, name, functools.partial(ambient.within, block), __name__)
     builtin = importlib.import_module("procrastinate.builtin_tasks").builtin
     for task in set(builtin.tasks.values()):
-        replacing.wrap(task, "func", functools.partial(within, own_work), __name__)
+        replacing.wrap(task, "func", functools.partial(ambient.within, own_work), __name__)
 
 
 def missing() -> set[str]:

@@ -53,6 +53,16 @@ The records in ``rows`` lack what they have in common. It stands in the record `
 MANAGER_QUERIES = frozenset({*sql.queries.values(), *filter(None, [DEFER_ROWS])}) - WORKER_QUERIES
 """What a job manager asks on behalf of an application."""
 
+
+@functools.lru_cache(maxsize=256)
+def original(query: str | None) -> str | None:
+    """The query of Procrastinate's that *query* is, or has in it, as a connector may add a comment; None if none."""
+    known = MANAGER_QUERIES | WORKER_QUERIES
+    if query is None or query in known:
+        return query
+    return next((one for one in known if one.strip().rstrip(";") in query), None)
+
+
 JOB_ROW = """\
 SELECT CAST(status AS text) AS status, attempts, worker_id
 FROM procrastinate_jobs WHERE id = %(job_id)s"""

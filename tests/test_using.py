@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import procrastinate
@@ -280,6 +280,90 @@ async def test_the_other_kind_of_call_is_refused(conn: Any, task: Task) -> None:
     """An asynchronous call in a block with a synchronous connection does not fall through to the app."""
     with extconn.using(conn), pytest.raises(extconn.SyncAsyncMismatch):
         await task.defer_async()
+
+
+async def test_a_decorated_coroutine_runs_in_the_block(dsn: str, task: Task, watch: Watch) -> None:
+    """`@using(conn)` holds for the whole of an async function, and a generator is refused."""
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+
+        @extconn.using(conn)
+        async def order() -> None:
+            await task.defer_async()
+
+        await order()
+        await conn.rollback()
+        with pytest.raises(TypeError, match="generator"):
+
+            @extconn.using(conn)
+            def orders() -> Iterator[int]:
+                yield 1
+
+    assert watch.jobs() == []
+
+
+def test_blocks_that_end_in_another_order(dsn: str, conn: Any, task: Task, watch: Watch) -> None:
+    """A block that is left does not take another one along, which was entered after it and is open."""
+    with psycopg.connect(dsn) as other:
+        first, second = extconn.using(conn), extconn.using(other)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        task.defer()
+        second.__exit__(None, None, None)
+        other.rollback()
+    assert watch.jobs() == []
+    with extconn.using(conn):
+        kept = task.defer()
+    conn.commit()
+    assert watch.jobs() == [kept]
+
+
+async def test_a_task_that_leaves_a_block_open(
+    dsn: str, app: procrastinate.App, task: Task, watch: Watch
+) -> None:
+    """A worker ends a job whose task has left a generator unfinished that holds a block."""
+    generators: list[Any] = []
+
+    async def transaction() -> AsyncIterator[None]:
+        async with await psycopg.AsyncConnection.connect(dsn) as conn:
+            with extconn.using(conn):
+                yield
+
+    @app.task(name="leaves")
+    async def leaves() -> None:
+        generators.append(transaction())
+        await anext(generators[0])
+
+    async with app.open_async():
+        job_id = await leaves.defer_async()
+        await app.run_worker_async(wait=False, listen_notify=False, install_signal_handlers=False)
+    assert watch.job(job_id)["status"] == "succeeded"
+    with contextlib.suppress(extconn.ExternalConnectionError):
+        await generators[0].aclose()
+
+
+class Commenting(procrastinate.SyncPsycopgConnector):
+    """A connector of somebody's that writes where a query comes from."""
+
+    def execute_query_one(self, query: Any, **arguments: Any) -> dict[str, Any]:
+        return super().execute_query_one(f"/* web */ {query}", **arguments)
+
+    def execute_query_all(self, query: Any, **arguments: Any) -> list[dict[str, Any]]:
+        return super().execute_query_all(f"/* web */ {query}", **arguments)
+
+
+def test_a_query_with_a_comment(dsn: str, conn: Any, installed: None, watch: Watch) -> None:
+    """A connector that adds a comment to each query is in the block, and a call without one is judged."""
+    with procrastinate.App(connector=Commenting(conninfo=dsn)).open() as app:
+        task = app.configure_task("work")
+        with extconn.using(conn):
+            task.defer()
+        conn.rollback()
+        assert watch.jobs() == []
+        extconn.patch(app, without_connection="error")
+        with pytest.raises(extconn.OutsideTransaction):
+            task.defer()
+        extconn.unpatch(app)
 
 
 async def test_a_worker_does_not_start_in_a_block(dsn: str, app: procrastinate.App) -> None:

@@ -15,8 +15,9 @@ from django.core import checks
 from django.db import connections
 
 from procrastinate_extconn import install
+from procrastinate_extconn.ambient import within
 from procrastinate_extconn.options import OutsideMode
-from procrastinate_extconn.own_work import own_work, within
+from procrastinate_extconn.own_work import own_work
 from procrastinate_extconn.replacing import replace
 
 _PROCRASTINATE = "procrastinate.contrib.django"

@@ -93,6 +93,13 @@ def _mark_of(context: JobContext, namespace: str) -> dict[str, Any]:
     job = context.job
     if job.id is None:
         raise ExternalConnectionError("once() marks a job that is in a queue: this one has no id")
-    content = json.dumps([job.task_name, job.task_kwargs], sort_keys=True, default=str)
+    work = [job.task_name, job.task_kwargs]
+    try:
+        content = json.dumps(work, sort_keys=True)
+    except TypeError:
+        # Not str(): the text of an object may differ in each process.
+        connector: Any = context.app.connector
+        own = getattr(connector, "_json_dumps", None) or connector.json_dumps
+        content = json.dumps(json.loads((own or json.dumps)(work)), sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return {"namespace": namespace, "job_id": job.id, "digest": digest}

@@ -91,8 +91,26 @@ async def prepare(queue: Lent) -> None:
         ) from exc
 
 
+async def _begin(queue: Lent) -> None:
+    """Begin a transaction that sees what others have committed meanwhile.
+
+    :raises ExternalConnectionError: if each statement commits by itself, so that no lock would last.
+    """
+    await queue.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", {})
+    try:
+        await queue.execute("SAVEPOINT fence", {})
+    except ConnectorException as exc:
+        if read(exc)[1].sqlstate != "25P01":
+            raise
+        raise ExternalConnectionError(
+            f"the connections to {QUEUE} commit each statement by themselves, so rows could be lost: make the "
+            "relay's app on a pool, an engine or a connector without AUTOCOMMIT"
+        ) from exc
+
+
 async def enter_fence(queue: Lent) -> None:
     """Keep others from forgetting ids until the transaction ends. Only then may the outbox be read."""
+    await _begin(queue)
     await queue.execute(_SHARED, {"key": _KEY})
 
 
@@ -101,6 +119,7 @@ async def close_fence(queue: Lent, milliseconds: int) -> None:
 
     :param milliseconds: how long to wait for relays that are at work. After that it is an error that passes.
     """
+    await _begin(queue)
     await queue.execute(f"SET LOCAL lock_timeout = {milliseconds:d}", {})
     await queue.execute(_EXCLUSIVE, {"key": _KEY})
 
@@ -112,6 +131,7 @@ async def forget(queue: Lent, ids: Iterable[str]) -> None:
 
 async def forget_old(queue: Lent, days: int) -> int:
     """Forget the ids that relays left behind so many days ago, when they were killed. Returns how many."""
+    await _begin(queue)
     await queue.execute(_EXCLUSIVE, {"key": _KEY})
     return len(await queue.execute(_OLD, {"days": days}))
 
@@ -139,7 +159,10 @@ async def forward(queue: Lent, rows: Sequence[Row]) -> Forwarded:
 
 
 async def _without_taken(queue: Lent, waiting: dict[str, list[Job]]) -> dict[str, list[Job]]:
-    """*waiting* without the jobs under whose queueing lock another one waits, in the queue or before them."""
+    """*waiting* without the jobs under whose queueing lock another one waits in the queue.
+
+    One in an earlier row may still fail, and so is no reason to leave out this one.
+    """
     locks = {job.queueing_lock for jobs in waiting.values() for job in jobs}
     locks.discard(None)
     if not locks:
@@ -150,10 +173,7 @@ async def _without_taken(queue: Lent, waiting: dict[str, list[Job]]) -> dict[str
     def is_free(row_id: str, job: Job) -> bool:
         if job.queueing_lock in taken:
             _log_taken(row_id, job)
-            return False
-        if job.queueing_lock is not None:
-            taken.add(job.queueing_lock)
-        return True
+        return job.queueing_lock not in taken
 
     return {
         row_id: [job for job in jobs if is_free(row_id, job)] for row_id, jobs in waiting.items()

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from outbox_rows import JOB, left, write
 from procrastinate_extconn_outbox import Outbox, Tables, relay, relay_async
-from sqlalchemy import URL, Engine, create_engine, update
+from sqlalchemy import URL, Engine, create_engine, make_url, update
 
 import procrastinate_extconn as extconn
 
@@ -70,6 +70,53 @@ def test_taken_lock(
     assert left(sqlite) == {}
     said = [one for one in caplog.records if "waits already" in one.message]
     assert len(said) == 2
+
+
+def test_a_row_that_fails_takes_no_other_along(
+    sqlite: Engine, app: procrastinate.App, jobs: Callable[..., list[Any]]
+) -> None:
+    """A job is forwarded although an earlier row under its queueing lock is set aside."""
+    locked = {**JOB, "queueing_lock": "l"}
+    write(sqlite, [{**locked, "priority": 2**40}], [{**locked, "args": {"n": 2}}])
+    relay(sqlite, app, wait=False)
+    assert jobs() == [{"n": 2}]
+    assert len(left(sqlite)) == 1
+
+
+def test_a_queue_in_autocommit_is_refused(
+    sqlite: Engine, dsn: str, jobs: Callable[..., list[Any]]
+) -> None:
+    """A relay whose app commits each statement by itself ends, and has neither forwarded nor deleted anything."""
+    write(sqlite, [JOB])
+    url = make_url(dsn).set(drivername="postgresql+psycopg")
+    queue = create_engine(url, isolation_level="AUTOCOMMIT")
+    for _ in range(2):
+        with pytest.raises(extconn.ExternalConnectionError, match="AUTOCOMMIT"):
+            relay(sqlite, procrastinate.App(connector=extconn.PoolConnector(queue)), wait=False)
+    queue.dispose()
+    assert jobs() == []
+    assert len(left(sqlite)) == 1
+
+
+def test_a_queue_of_another_isolation_level(
+    sqlite: Engine, dsn: str, jobs: Callable[..., list[Any]]
+) -> None:
+    """The relay sees what others have committed since it began, on a queue that is REPEATABLE READ by default."""
+    url = make_url(dsn).set(drivername="postgresql+psycopg")
+    queue = create_engine(url, isolation_level="REPEATABLE READ")
+    write(sqlite, [JOB])
+    monitor = (
+        "CREATE FUNCTION level() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.queue_name = "
+    )
+    monitor += "current_setting('transaction_isolation'); RETURN NEW; END $$"
+    with psycopg.connect(dsn) as conn_:
+        conn_.execute(monitor.encode())
+        conn_.execute(
+            "CREATE TRIGGER level BEFORE INSERT ON procrastinate_jobs FOR EACH ROW EXECUTE FUNCTION level()"
+        )
+    relay(sqlite, procrastinate.App(connector=extconn.PoolConnector(queue)), wait=False)
+    queue.dispose()
+    assert jobs("queue_name") == ["read committed"]
 
 
 def test_lock_that_is_taken_meanwhile(
