@@ -204,6 +204,22 @@ def test_a_row_for_another_engine_after_the_job(
     assert engines.jobs() == (0, 0)
 
 
+def test_a_statement_for_another_engine_after_the_job(engines: Engines, task: Any) -> None:
+    """It is refused as a row is, and one for the job's engine passes."""
+
+    class Session(orm.Session):  # type: ignore[misc]
+        def get_bind(self, mapper: Any = None, **kwargs: Any) -> Any:
+            return engines.other if mapper and mapper.class_ is Visit else engines.main
+
+    with Session() as session:
+        task.configure(connection=session).defer()
+        session.execute(sa.insert(Order), [{"id": 1}])
+        session.execute(sa.select(Visit))
+        with pytest.raises(extconn.UnsupportedConnection, match="several engines"):
+            session.execute(sa.insert(Visit), [{"id": 1}])
+    assert engines.jobs() == (0, 0)
+
+
 async def test_an_async_session(engines: Engines, task: Any) -> None:
     """An async session is asked through its synchronous one."""
     asyncio_ = pytest.importorskip("sqlalchemy.ext.asyncio")

@@ -10,7 +10,7 @@ from ..exceptions import UnsupportedConnection
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import ORMExecuteState, Session
 
 _JOB = "procrastinate_extconn"
 """The key in `Session.info` for the transaction that has a job, and the engine that it is on."""
@@ -104,6 +104,7 @@ def wrote(session: Session, bind: Engine | Connection) -> None:
         session.info[_JOB] = session.get_transaction(), bind.engine
         if not event.contains(session, "before_flush", _keep_together):
             event.listen(session, "before_flush", _keep_together)
+            event.listen(session, "do_orm_execute", _keep_statement_together)
     zope = sys.modules.get("zope.sqlalchemy")
     # It commits only what it was told to have changed, and looks at ORM changes alone.
     if zope is not None and session in zope.datamanager._SESSION_STATE:
@@ -112,10 +113,22 @@ def wrote(session: Session, bind: Engine | Connection) -> None:
 
 def _keep_together(session: Session, *_: object) -> None:
     """Refuse rows for another engine than that of a job which is in this transaction already."""
-    transaction, engine = session.info.get(_JOB, (None, None))
-    if transaction is None or transaction is not session.get_transaction():
-        return
-    for row in _rows(session):
-        bind = _ask_for(session, row)
-        if bind is not None and bind.engine is not engine:
-            raise _refusal(session, "several engines")
+    if _has_job(session):
+        for row in _rows(session):
+            _require_same(session, _ask_for(session, row))
+
+
+def _keep_statement_together(state: ORMExecuteState) -> None:
+    """Refuse a statement that writes to another engine than that."""
+    if (state.is_insert or state.is_update or state.is_delete) and _has_job(state.session):
+        _require_same(state.session, _ask(state.session, **state.bind_arguments))
+
+
+def _has_job(session: Session) -> bool:
+    transaction, _ = session.info.get(_JOB, (None, None))
+    return transaction is not None and transaction is session.get_transaction()
+
+
+def _require_same(session: Session, bind: Engine | Connection | None) -> None:
+    if bind is not None and bind.engine is not session.info[_JOB][1]:
+        raise _refusal(session, "several engines")
