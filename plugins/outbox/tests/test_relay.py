@@ -7,7 +7,7 @@ import datetime
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import procrastinate
@@ -98,6 +98,23 @@ def test_a_queue_in_autocommit_is_refused(
     assert len(left(sqlite)) == 1
 
 
+@pytest.fixture
+def levels(dsn: str) -> Iterator[None]:
+    """Note the isolation level in which each job is inserted, in place of its queue."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "CREATE FUNCTION level() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "NEW.queue_name = current_setting('transaction_isolation'); RETURN NEW; END $$"
+        )
+        conn.execute(
+            "CREATE TRIGGER level BEFORE INSERT ON procrastinate_jobs "
+            "FOR EACH ROW EXECUTE FUNCTION level()"
+        )
+        yield
+        conn.execute("DROP FUNCTION level() CASCADE")
+
+
+@pytest.mark.usefixtures("levels")
 def test_a_queue_of_another_isolation_level(
     sqlite: Engine, dsn: str, jobs: Callable[..., list[Any]]
 ) -> None:
@@ -105,15 +122,6 @@ def test_a_queue_of_another_isolation_level(
     url = make_url(dsn).set(drivername="postgresql+psycopg")
     queue = create_engine(url, isolation_level="REPEATABLE READ")
     write(sqlite, [JOB])
-    monitor = (
-        "CREATE FUNCTION level() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.queue_name = "
-    )
-    monitor += "current_setting('transaction_isolation'); RETURN NEW; END $$"
-    with psycopg.connect(dsn) as conn_:
-        conn_.execute(monitor.encode())
-        conn_.execute(
-            "CREATE TRIGGER level BEFORE INSERT ON procrastinate_jobs FOR EACH ROW EXECUTE FUNCTION level()"
-        )
     relay(sqlite, procrastinate.App(connector=extconn.PoolConnector(queue)), wait=False)
     queue.dispose()
     assert jobs("queue_name") == ["read committed"]
