@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import os
 import threading
@@ -21,6 +20,7 @@ from .exceptions import MEANT, ExternalConnectionError
 from .layer import layer
 from .options import unwrap
 from .queries import MANAGER_QUERIES, WORKER_QUERIES, original
+from .sync_async import within
 
 C = TypeVar("C")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -76,26 +76,7 @@ class _Blocks(AbstractContextManager[C]):
         return decorated
 
 
-def within(block: Callable[[], AbstractContextManager[Any]], function: Any) -> Any:
-    """*function*, sync or async, which then runs inside ``with block():``."""
-    if not inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with block():
-                return function(*args, **kwargs)
-
-        return run
-
-    @functools.wraps(function)
-    async def run_async(*args: Any, **kwargs: Any) -> Any:
-        with block():
-            return await function(*args, **kwargs)
-
-    return run_async
-
-
-def using(conn: C) -> AbstractContextManager[C]:
+def using(conn: C) -> _Blocks[C]:
     """Run every call of a patched app inside the ``with`` block on *conn*, without handing it down.
 
     Deferring, cancelling, status and every other call of the job manager, sync or async as *conn* is. An explicit
@@ -148,7 +129,7 @@ def _leave(block: _Block, token: Token[_Block | _Standalone | None]) -> None:
     _block.set(_innermost() if current is block else current)
 
 
-def standalone() -> AbstractContextManager[None]:
+def standalone() -> _Blocks[None]:
     """Let the calls inside the ``with`` block commit by themselves, on the app's own connector.
 
     Inside a `using` block, that one is left for the length of this one. A task or thread that copies the context

@@ -110,6 +110,12 @@ class OneBodyConnector(BaseConnector):
         )
 
 
+def json_of(connector: BaseConnector | None, name: str) -> Any:
+    """What makes JSON (``"dumps"``) for *connector*, or reads it (``"loads"``); None if it was given none."""
+    # Some of Procrastinate's connectors keep it in a private attribute, the others in a public one.
+    return getattr(connector, f"_json_{name}", None) or getattr(connector, f"json_{name}", None)
+
+
 def _first(rows: Rows) -> dict[str, Any]:
     if not rows:
         raise NoResult

@@ -14,6 +14,7 @@ from procrastinate.tasks import Task
 from procrastinate.testing import InMemoryConnector
 
 from . import ambient, wire
+from .base import json_of
 from .exceptions import ExternalConnectionError
 from .hookspecs import OUTBOX
 from .options import External, unwrap
@@ -130,9 +131,7 @@ class _Stream:
             if self._is_async:
                 defer = self._deferrer.batch_defer_async
             return len(await done(defer(*jobs)))
-        # Some of Procrastinate's connectors keep it in a private attribute, the others in a public one.
-        dumps = getattr(self._connector, "_json_dumps", None) or self._connector.json_dumps
-        text = wire.encode_rows(jobs, dumps)
+        text = wire.encode_rows(jobs, json_of(self._connector, "dumps"))
         [row] = await done(self._execute(query=DEFER_ROWS, common=self._common, rows=text))
         return int(row["count"])
 

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from . import ambient, replacing
+from .sync_async import within
 
 _is_own: ContextVar[bool] = ContextVar("procrastinate_extconn_own_work", default=False)
 
@@ -30,19 +31,16 @@ def own_work() -> AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _an_application() -> Generator[None]:
-    with ambient.setting(_is_own, False), ambient.cleared():
-        yield
-
-
-@contextlib.contextmanager
-def _the_worker() -> Generator[None]:
+def _outside_blocks(*, own: bool) -> Generator[None]:
     # A task may leave a block behind, such as that of a generator which it has not finished.
-    with own_work(), ambient.cleared():
+    with ambient.setting(_is_own, own), ambient.cleared():
         yield
 
 
-_JOBS = {"_process_job": _an_application, "_persist_job_status": _the_worker}
+_JOBS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "_process_job": functools.partial(_outside_blocks, own=False),
+    "_persist_job_status": functools.partial(_outside_blocks, own=True),
+}
 """The methods of a worker that run a job: its task and middlewares, and then what becomes of it."""
 
 _ENTRIES = {
@@ -59,10 +57,10 @@ def recognise() -> None:
     for owner, name, block in _entries():
         # A worker must never be hindered. Without both methods it cannot be told from its tasks.
         if not (name in _JOBS and absent & _JOBS.keys()):
-            replacing.wrap(owner, name, functools.partial(ambient.within, block), __name__)
+            replacing.wrap(owner, name, functools.partial(within, block), __name__)
     builtin = importlib.import_module("procrastinate.builtin_tasks").builtin
     for task in set(builtin.tasks.values()):
-        replacing.wrap(task, "func", functools.partial(ambient.within, own_work), __name__)
+        replacing.wrap(task, "func", functools.partial(within, own_work), __name__)
 
 
 def missing() -> set[str]:

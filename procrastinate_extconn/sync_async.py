@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -50,3 +51,22 @@ def wraps(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable
         return await wrapper(*args, **kwargs)
 
     return async_wrapper
+
+
+def within(block: Callable[[], AbstractContextManager[Any]], function: Any) -> Any:
+    """*function*, sync or async, which then runs inside ``with block():``."""
+    if not inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with block():
+                return function(*args, **kwargs)
+
+        return run
+
+    @functools.wraps(function)
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        with block():
+            return await function(*args, **kwargs)
+
+    return run_async

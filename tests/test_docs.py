@@ -89,12 +89,17 @@ def environ(dsn: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def reader_dsn(dsn: str) -> str:
-    """Address a database as the pages expect it: with Procrastinate's schema, without a table of orders."""
+def without_orders(dsn: str) -> str:
+    """The same database, where no program has made its table yet."""
     with psycopg.connect(dsn) as conn:
         conn.execute("DROP TABLE orders")
     return dsn
+
+
+@pytest.fixture
+def reader_dsn(dsn: str) -> str:
+    """Address a database as the pages expect it: with Procrastinate's schema, without a table of orders."""
+    return without_orders(dsn)
 
 
 @pytest.fixture
@@ -123,10 +128,7 @@ def run(tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture(scope="module")
 def used_dsn(new_database: Callable[[], str]) -> str:
     """Address a database that one program after the other runs in."""
-    dsn = new_database()
-    with psycopg.connect(dsn) as conn:
-        conn.execute("DROP TABLE orders")
-    return dsn
+    return without_orders(new_database())
 
 
 @pytest.mark.programs

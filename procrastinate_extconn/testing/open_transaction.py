@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from procrastinate.connector import BaseConnector
 
+from ..base import json_of
 from ..connector import ExternalConnector
 from ..drivers import execute_on_held
 from ..exceptions import ExternalConnectionError, OutsideTransaction
@@ -29,8 +30,8 @@ class TestedConnection(ExternalConnector):
     __test__ = False
 
     def __init__(self, conn: object, app_connector: BaseConnector | None = None) -> None:
-        super().__init__(unwrap(conn), json_dumps=_json(app_connector, "dumps"))
-        self.json_loads: Loads | None = _json(app_connector, "loads")
+        super().__init__(unwrap(conn), json_dumps=json_of(app_connector, "dumps"))
+        self.json_loads: Loads | None = json_of(app_connector, "loads")
         self.description: Description = describe(conn)
 
     async def run_query(
@@ -85,9 +86,3 @@ class TestedConnection(ExternalConnector):
             f"this {self.description.driver} connection is not in a transaction and commits each statement by itself, "
             f"so {purpose}: open a transaction first" + (f" with `{begin}`" if begin else "")
         )
-
-
-def _json(app_connector: BaseConnector | None, name: str) -> Any:
-    return getattr(app_connector, f"_json_{name}", None) or getattr(
-        app_connector, f"json_{name}", None
-    )

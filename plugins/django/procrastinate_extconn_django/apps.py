@@ -15,10 +15,10 @@ from django.core import checks
 from django.db import connections
 
 from procrastinate_extconn import install
-from procrastinate_extconn.ambient import within
 from procrastinate_extconn.options import OutsideMode
 from procrastinate_extconn.own_work import own_work
 from procrastinate_extconn.replacing import replace
+from procrastinate_extconn.sync_async import within
 
 _PROCRASTINATE = "procrastinate.contrib.django"
 _OUTBOX = "procrastinate_extconn_outbox.django"

@@ -11,6 +11,7 @@ from procrastinate import JobContext
 from procrastinate.exceptions import ProcrastinateException
 
 from procrastinate_extconn import describe
+from procrastinate_extconn.base import json_of
 from procrastinate_extconn.connector import ExternalConnector
 from procrastinate_extconn.diagnosis import read
 from procrastinate_extconn.exceptions import ExternalConnectionError, OutsideTransaction
@@ -98,8 +99,7 @@ def _mark_of(context: JobContext, namespace: str) -> dict[str, Any]:
         content = json.dumps(work, sort_keys=True)
     except TypeError:
         # Not str(): the text of an object may differ in each process.
-        connector: Any = context.app.connector
-        own = getattr(connector, "_json_dumps", None) or connector.json_dumps
-        content = json.dumps(json.loads((own or json.dumps)(work)), sort_keys=True)
+        dumps = json_of(context.app.connector, "dumps") or json.dumps
+        content = json.dumps(json.loads(dumps(work)), sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return {"namespace": namespace, "job_id": job.id, "digest": digest}

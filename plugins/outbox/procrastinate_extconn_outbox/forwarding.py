@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from procrastinate import sql
@@ -59,6 +59,15 @@ _TAKEN = (
 _ITS_OWN = ("22", "23", "54", "P0")
 """The classes of SQLSTATE of an error that one row is to blame for: its data, a constraint, a trigger's refusal."""
 
+_MAY_NOT = (
+    f"the relay's role may not create the table {INBOX} in {QUEUE}: run what `procrastinate-extconn-outbox "
+    "tables --inbox` prints, and grant SELECT, INSERT and DELETE on it"
+)
+_COMMITS = (
+    f"the connections to {QUEUE} commit each statement by themselves, so rows could be lost: make the "
+    "relay's app on a pool, an engine or a connector without AUTOCOMMIT"
+)
+
 
 class Forwarded(NamedTuple):
     """What became of rows."""
@@ -77,18 +86,22 @@ async def prepare(queue: Lent) -> None:
     if (await queue.execute(_INBOX, {}))[0]["name"]:
         return
     await queue.execute(_EXCLUSIVE, {"key": _KEY})
-    try:
+    with _explained("42501", _MAY_NOT):
         for statement in inbox_ddl():
             # Another relay may have been faster. A second look would not see that, as the server caches the first.
             statement = statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
             await queue.execute(statement, {})
+
+
+@contextlib.contextmanager
+def _explained(sqlstate: str, text: str) -> Generator[None]:
+    """Raise an `ExternalConnectionError` with *text* for the server's error *sqlstate*."""
+    try:
+        yield
     except ConnectorException as exc:
-        if read(exc)[1].sqlstate != "42501":
+        if read(exc)[1].sqlstate != sqlstate:
             raise
-        raise ExternalConnectionError(
-            f"the relay's role may not create the table {INBOX} in {QUEUE}: run what `procrastinate-extconn-outbox "
-            "tables --inbox` prints, and grant SELECT, INSERT and DELETE on it"
-        ) from exc
+        raise ExternalConnectionError(text) from exc
 
 
 async def _begin(queue: Lent) -> None:
@@ -97,15 +110,8 @@ async def _begin(queue: Lent) -> None:
     :raises ExternalConnectionError: if each statement commits by itself, so that no lock would last.
     """
     await queue.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", {})
-    try:
+    with _explained("25P01", _COMMITS):
         await queue.execute("SAVEPOINT fence", {})
-    except ConnectorException as exc:
-        if read(exc)[1].sqlstate != "25P01":
-            raise
-        raise ExternalConnectionError(
-            f"the connections to {QUEUE} commit each statement by themselves, so rows could be lost: make the "
-            "relay's app on a pool, an engine or a connector without AUTOCOMMIT"
-        ) from exc
 
 
 async def enter_fence(queue: Lent) -> None:

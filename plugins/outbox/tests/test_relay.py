@@ -15,9 +15,10 @@ import psycopg
 import pytest
 from outbox_rows import JOB, left, write
 from procrastinate_extconn_outbox import Outbox, Tables, relay, relay_async
-from sqlalchemy import URL, Engine, create_engine, make_url, update
+from sqlalchemy import URL, Engine, create_engine, update
 
 import procrastinate_extconn as extconn
+from procrastinate_extconn.builtin.sqlalchemy_kinds import url
 
 
 @pytest.mark.usefixtures("installed_strictly")
@@ -88,8 +89,7 @@ def test_a_queue_in_autocommit_is_refused(
 ) -> None:
     """A relay whose app commits each statement by itself ends, and has neither forwarded nor deleted anything."""
     write(sqlite, [JOB])
-    url = make_url(dsn).set(drivername="postgresql+psycopg")
-    queue = create_engine(url, isolation_level="AUTOCOMMIT")
+    queue = create_engine(url(dsn, "psycopg"), isolation_level="AUTOCOMMIT")
     for _ in range(2):
         with pytest.raises(extconn.ExternalConnectionError, match="AUTOCOMMIT"):
             relay(sqlite, procrastinate.App(connector=extconn.PoolConnector(queue)), wait=False)
@@ -119,8 +119,7 @@ def test_a_queue_of_another_isolation_level(
     sqlite: Engine, dsn: str, jobs: Callable[..., list[Any]]
 ) -> None:
     """The relay sees what others have committed since it began, on a queue that is REPEATABLE READ by default."""
-    url = make_url(dsn).set(drivername="postgresql+psycopg")
-    queue = create_engine(url, isolation_level="REPEATABLE READ")
+    queue = create_engine(url(dsn, "psycopg"), isolation_level="REPEATABLE READ")
     write(sqlite, [JOB])
     relay(sqlite, procrastinate.App(connector=extconn.PoolConnector(queue)), wait=False)
     queue.dispose()
