@@ -76,7 +76,7 @@ class _Blocks(AbstractContextManager[C]):
         return decorated
 
 
-def using(conn: C) -> _Blocks[C]:
+def using(conn: C) -> AbstractContextManager[C]:
     """Run every call of a patched app inside the ``with`` block on *conn*, without handing it down.
 
     Deferring, cancelling, status and every other call of the job manager, sync or async as *conn* is. An explicit
@@ -129,7 +129,7 @@ def _leave(block: _Block, token: Token[_Block | _Standalone | None]) -> None:
     _block.set(_innermost() if current is block else current)
 
 
-def standalone() -> _Blocks[None]:
+def standalone() -> AbstractContextManager[None]:
     """Let the calls inside the ``with`` block commit by themselves, on the app's own connector.
 
     Inside a `using` block, that one is left for the length of this one. A task or thread that copies the context
